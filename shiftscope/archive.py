@@ -1,0 +1,178 @@
+"""A snapshot as one ``.npz`` file: flat arrays, a JSON manifest, no pickles.
+
+The arrays of all sites that share a name are laid end to end, so that a model of a thousand sites
+is some forty arrays, not forty thousand. The manifest (key ``manifest``, UTF-8 bytes) holds the
+schema version, the description of every site and the shapes that cut the flat arrays apart again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shiftscope.errors import LoadError
+from shiftscope.files import atomic_file, strict
+from shiftscope.record import SiteRecord, Stream
+from shiftscope.snapshot import Snapshot
+
+__all__ = ["SAMPLE_BUDGET", "SCHEMA_VERSION", "read_snapshot", "write_snapshot"]
+
+SCHEMA_VERSION = 1
+SAMPLE_BUDGET = 64 * 2**20
+"""Bytes of row samples a file may carry; beyond it samples are thinned (quantiles stay exact)."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def write_snapshot(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
+    """Write a snapshot atomically.
+
+    Args:
+        snapshot: What to save.
+        path: The file to write.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    pool: dict[str, list[npt.NDArray[Any]]] = {}
+    keep = _sample_share(snapshot)
+    shapes = [_deposit(pool, _site_arrays(snapshot, name, keep)) for name in snapshot.records]
+    manifest = {
+        "format": "shiftscope-snapshot",
+        "schema_version": SCHEMA_VERSION,
+        "sites": [record.meta() for record in snapshot.records.values()],
+        "shapes": shapes,
+        **{key: getattr(snapshot, key) for key in ("gaps", "manifest", "coverage", "inputs")},
+    }
+    text = json.dumps(strict(manifest), allow_nan=False).encode()
+    flat = {name: np.concatenate([part.ravel() for part in parts]) for name, parts in pool.items()}
+    flat["manifest"] = np.frombuffer(text, dtype=np.uint8)
+    with atomic_file(path) as file:
+        np.savez_compressed(file, **flat)
+
+
+def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
+    """Read a snapshot file; nothing in it is executed.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The snapshot.
+
+    Raises:
+        LoadError: The file is missing, damaged, of another kind or of a newer version.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            manifest = json.loads(bytes(archive["manifest"]).decode())
+            _check(manifest, path)
+            flat = {name: archive[name] for name in archive.files if name != "manifest"}
+        return _assemble(manifest, flat)
+    except FileNotFoundError as error:
+        raise LoadError(
+            f"no snapshot at {str(path)!r}", "give the path of a snapshot.npz"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise LoadError(
+            f"{str(path)!r} is not a readable shiftscope snapshot ({reason})",
+            "give a snapshot.npz written by shiftscope analyze, ss.Snapshot.save or ss.watch",
+        ) from error
+
+
+def _check(manifest: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    if not isinstance(manifest, dict) or manifest.get("format") != "shiftscope-snapshot":
+        raise ValueError("its manifest is of another kind")
+    if int(manifest["schema_version"]) > SCHEMA_VERSION:
+        raise LoadError(
+            f"{Path(path).name!r} has snapshot schema {manifest['schema_version']}, this version "
+            f"reads up to {SCHEMA_VERSION}",
+            "update shiftscope, or write the snapshot again with this version",
+        )
+
+
+def _site_arrays(snapshot: Snapshot, name: str, keep: float) -> Arrays:
+    record = _thinned(snapshot.records[name], keep)
+    arrays: Arrays = dict(record.to_arrays())
+    arrays |= {f"quantiles/{stream}": q for stream, q in snapshot.quantiles[name].items()}
+    arrays |= {
+        f"picture/{key}": np.asarray(v) for key, v in snapshot.pictures.get(name, {}).items()
+    }
+    return arrays
+
+
+def _sample_share(snapshot: Snapshot) -> float:
+    size = sum(
+        stream.sample.rows.numel() * stream.sample.rows.element_size()
+        for record in snapshot.records.values()
+        for stream in record.streams.values()
+        if stream.sample is not None
+    )
+    return min(1.0, SAMPLE_BUDGET / size) if size else 1.0
+
+
+def _thinned(record: SiteRecord, keep: float) -> SiteRecord:
+    if keep >= 1.0:
+        return record
+    streams = {name: _thin(stream, keep) for name, stream in record.streams.items()}
+    return replace(record, streams=streams)
+
+
+def _thin(stream: Stream, keep: float) -> Stream:
+    if stream.sample is None:
+        return stream
+    rows = max(16, int(stream.sample.rows.shape[0] * keep))
+    return replace(stream, sample=stream.sample.thin(rows))
+
+
+def _deposit(pool: dict[str, list[npt.NDArray[Any]]], arrays: Arrays) -> dict[str, list[int]]:
+    for name, array in arrays.items():
+        pool.setdefault(f"{name}|{array.dtype.name}", []).append(array)
+    return {f"{name}|{array.dtype.name}": list(array.shape) for name, array in arrays.items()}
+
+
+def _assemble(manifest: Mapping[str, Any], flat: Arrays) -> Snapshot:
+    cursors = dict.fromkeys(flat, 0)
+    records, pictures, quantiles = {}, {}, {}
+    for meta, shapes in zip(manifest["sites"], manifest["shapes"], strict=True):
+        arrays = {
+            key.split("|")[0]: _take(flat, cursors, key, shape) for key, shape in shapes.items()
+        }
+        quantiles[meta["info"]["site"]] = _pop_part(arrays, "quantiles/")
+        if picture := _pop_part(arrays, "picture/"):
+            pictures[meta["info"]["site"]] = picture
+        record = SiteRecord.from_parts(meta, arrays)
+        records[record.info.site] = record
+    return Snapshot(
+        records=records,
+        gaps=tuple((str(module), str(reason)) for module, reason in manifest["gaps"]),
+        manifest=manifest["manifest"],
+        coverage=manifest["coverage"],
+        inputs=manifest["inputs"],
+        pictures=pictures,
+        kept_quantiles=quantiles,
+    )
+
+
+def _take(flat: Arrays, cursors: dict[str, int], key: str, shape: list[int]) -> npt.NDArray[Any]:
+    size = int(np.prod(shape, dtype=np.int64))
+    start = cursors[key]
+    piece = flat[key][start : start + size]
+    if piece.size != size:
+        raise ValueError(f"array {key!r} is shorter than its manifest says")
+    cursors[key] = start + size
+    return piece.reshape(shape)
+
+
+def _pop_part(arrays: Arrays, prefix: str) -> Arrays:
+    names = [name for name in arrays if name.startswith(prefix)]
+    return {name.removeprefix(prefix): arrays.pop(name) for name in names}

@@ -1,0 +1,194 @@
+"""The frozen numbers of one window: the narrow waist between measuring and reporting.
+
+A snapshot holds merged records and nothing else: no model, no tensor that requires grad, no hook.
+Tables are derived from the records on demand; a saved snapshot (one ``.npz`` without pickles)
+rebuilds every table, figure and report.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shiftscope.columns import QUANTILES, Array, input_columns, neuron_columns, quantile_names
+from shiftscope.errors import UsageError
+from shiftscope.record import SiteRecord
+from shiftscope.site_table import SITE_COLUMNS, site_row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["NEURON_COLUMNS", "Snapshot", "load"]
+
+NEURON_COLUMNS = (
+    *("site", "neuron", "count", "z_mean", "z_mean_se", "z_var", "z_min", "z_max"),
+    *quantile_names("z"),
+    *("grad_z_count", "grad_z_mean", "grad_z_var", "weight_norm", "bias", "theta_ones"),
+    *("theta_mean", "shift_predicted", "active_fraction", "saturated_fraction", "a_mean", "a_var"),
+    *quantile_names("a"),
+    *("grad_a_count", "grad_a_mean", "grad_a_var", "z_below_resolution"),
+)
+"""Columns of ``snapshot.neurons``, in order."""
+
+_INPUT_COLUMNS = (
+    *("site", "input", "count", "a_mean", "a_var"),
+    *("grad_a_count", "grad_a_mean", "grad_a_var"),
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything measured in one window of steps.
+
+    Attributes:
+        records: Site name to record, in the order of execution.
+        gaps: ``(module path, reason)`` for everything that was not measured.
+        manifest: What produced the numbers: versions, seed, dtype, device, batches, rows, ...
+        coverage: ``{"parameters": {"seen": ..., "total": ...}, "flops": ..., "activations": ...}``.
+        inputs: Statistics of the data that went in.
+        pictures: Small crops for the heat maps, ``site -> {"W": ..., "A": ..., "Z": ...}``.
+    """
+
+    records: Mapping[str, SiteRecord]
+    gaps: tuple[tuple[str, str], ...] = ()
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    coverage: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    kept_quantiles: Mapping[str, Mapping[str, Array]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def quantiles(self) -> Mapping[str, Mapping[str, Array]]:
+        """Quantiles ``[5, neurons]`` by site and stream (those saved, else from the row samples)."""
+        return {
+            name: self.kept_quantiles.get(name) or _quantiles_of(record)
+            for name, record in self.records.items()
+        }
+
+    @cached_property
+    def sites(self) -> pd.DataFrame:
+        """One row a site, columns :data:`~shiftscope.site_table.SITE_COLUMNS`."""
+        return _frame([site_row(record) for record in self._ordered()], SITE_COLUMNS)
+
+    @cached_property
+    def neurons(self) -> pd.DataFrame:
+        """One row a neuron, columns :data:`NEURON_COLUMNS`; angles in radians."""
+        parts = [neuron_columns(r, self.quantiles[r.info.site]) for r in self._ordered()]
+        return _stack(parts, NEURON_COLUMNS)
+
+    @cached_property
+    def input_neurons(self) -> pd.DataFrame:
+        """One row for each input neuron (channel) of each linear site."""
+        parts = [part for r in self._ordered() if (part := input_columns(r)) is not None]
+        return _stack(parts, _INPUT_COLUMNS)
+
+    def merge(self, other: Snapshot) -> Snapshot:
+        """Combine with the snapshot of another shard, rank or window of the same model.
+
+        Args:
+            other: A snapshot whose sites of the same name have the same width.
+
+        Returns:
+            The snapshot of both windows; its numbers are those of the concatenated data.
+
+        Raises:
+            UsageError: A site has different widths in the two.
+        """
+        records = dict(self.records)
+        for name, record in other.records.items():
+            mine = records.get(name)
+            records[name] = record if mine is None else _merge_records(mine, record)
+        return replace(
+            self,
+            records=records,
+            gaps=tuple(dict.fromkeys((*self.gaps, *other.gaps))),
+            manifest=_merge_manifests(self.manifest, other.manifest),
+            pictures={**other.pictures, **self.pictures},
+            kept_quantiles={},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one ``.npz`` file without pickles, whole or not at all.
+
+        Args:
+            path: The file to write.
+
+        Raises:
+            UsageError: The file cannot be written.
+        """
+        from shiftscope.archive import write_snapshot
+
+        write_snapshot(self, path)
+
+    def _ordered(self) -> list[SiteRecord]:
+        return sorted(self.records.values(), key=lambda record: record.info.order)
+
+
+def load(path: str | os.PathLike[str]) -> Snapshot:
+    """Read a snapshot that :meth:`Snapshot.save` wrote.
+
+    Args:
+        path: The ``.npz`` file.
+
+    Returns:
+        The snapshot; its tables equal those of the one that was saved.
+
+    Raises:
+        LoadError: The file is missing, damaged, of another kind or of a newer version.
+    """
+    from shiftscope.archive import read_snapshot
+
+    return read_snapshot(path)
+
+
+def _quantiles_of(record: SiteRecord) -> dict[str, Array]:
+    samples = {name: s.sample for name, s in record.streams.items() if s.sample is not None}
+    return {name: sample.quantiles(QUANTILES) for name, sample in samples.items()}
+
+
+def _merge_records(mine: SiteRecord, theirs: SiteRecord) -> SiteRecord:
+    if (mine.info.neurons, mine.info.kind) != (theirs.info.neurons, theirs.info.kind):
+        raise UsageError(
+            f"site {mine.info.site!r} has {mine.info.neurons} neurons in one snapshot and "
+            f"{theirs.info.neurons} in the other",
+            "merge snapshots of one model only; use compare for different ones",
+        )
+    return mine.merge(theirs)
+
+
+def _merge_manifests(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    sums = {
+        key: mine.get(key, 0) + theirs.get(key, 0)
+        for key in ("batches", "samples", "steps")
+        if key in mine or key in theirs
+    }
+    return {**theirs, **mine, **sums}
+
+
+def _frame(rows: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(list(rows), columns=list(columns))
+
+
+def _stack(parts: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
+    import pandas as pd
+
+    lengths = [len(part["site"]) for part in parts]
+    data = {name: _column([part.get(name) for part in parts], lengths) for name in columns}
+    return pd.DataFrame(data, columns=list(columns))
+
+
+def _column(pieces: list[Any], lengths: list[int]) -> Any:
+    if all(isinstance(piece, list) for piece in pieces):
+        return [item for piece in pieces for item in piece]
+    filled = [
+        np.full(length, np.nan) if piece is None else np.asarray(piece)
+        for piece, length in zip(pieces, lengths, strict=True)
+    ]
+    return np.concatenate(filled) if filled else np.zeros(0)
