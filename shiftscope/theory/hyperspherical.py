@@ -159,7 +159,7 @@ def _unit(vectors: Tensor) -> Tensor:
     """
     wide = vectors.double()
     wide = wide / wide.abs().amax(-1, keepdim=True)
-    return wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return torch.div(wide, torch.linalg.vector_norm(wide, dim=-1, keepdim=True))
 
 
 def _tail_norms(vectors: Tensor) -> Tensor:
@@ -178,4 +178,4 @@ def _path_length(angles: Tensor, change: Tensor, panels: int) -> Tensor:
         for node, weight in zip(nodes, weights, strict=True):
             at = angles + (panel + 0.5 + 0.5 * node) / panels * change
             total = total + weight * (metric(at) * change.square()).sum(-1).sqrt()
-    return torch.mul(total, 0.5 / panels)
+    return total * (0.5 / panels)
