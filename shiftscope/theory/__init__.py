@@ -1,1 +1,34 @@
-"""Placeholder docstring: replaced by the package's own."""
+"""The mathematics behind the measurements: gains, claims, depth, boundaries, Gram matrices.
+
+Names are resolved on first use, so that ``import shiftscope.theory`` stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Gains": "activations",
+    "canonical": "activations",
+    "gains": "activations",
+    "known": "activations",
+    "poincare_bounds": "activations",
+    "stein_gap": "activations",
+}
+"""Public name -> the module of this package that defines it."""
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'shiftscope.theory' has no attribute {name!r}")
+    value = getattr(import_module(f"shiftscope.theory.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
