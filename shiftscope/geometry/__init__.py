@@ -1,0 +1,30 @@
+"""Angles, norms and patch means of linear maps: pure tensor functions on any device.
+
+Tensors of any real dtype come in, float64 tensors go out; nothing waits for the device.
+"""
+
+from shiftscope.geometry.angles import (
+    angle,
+    angle_to_mean,
+    angle_to_ones,
+    eta,
+    lcw_residual,
+    p_gamma_index,
+    row_norms,
+    shift,
+    xi,
+)
+from shiftscope.geometry.patches import PatchMap
+
+__all__ = [
+    "PatchMap",
+    "angle",
+    "angle_to_mean",
+    "angle_to_ones",
+    "eta",
+    "lcw_residual",
+    "p_gamma_index",
+    "row_norms",
+    "shift",
+    "xi",
+]

@@ -1,0 +1,312 @@
+"""Angles, norms and patch maps against golden values, naive loops and the layers of torch."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import golden
+
+from shiftscope import geometry as geo
+from shiftscope.errors import UsageError
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def close(got: torch.Tensor, want: Any, atol: float = 1e-12, rtol: float = 1e-12) -> None:
+    expected = torch.as_tensor(np.asarray(want, dtype=np.float64))
+    torch.testing.assert_close(got, expected, atol=atol, rtol=rtol, equal_nan=True)
+
+
+def test_golden_angles() -> None:
+    for case in golden("angles")["cases"]:
+        w, mu = (torch.tensor(case[key], dtype=torch.float64) for key in ("w", "mu"))
+        want = np.nan if case["theta_rad"] is None else case["theta_rad"]
+        close(geo.angle(w, mu), want, atol=1e-10 if "nearly" in case["case"] else 1e-12)
+        close(geo.shift(w[None], mu), [case["E_z"]])
+
+
+def test_golden_propositions() -> None:
+    data = golden("propositions")
+    w = torch.tensor(data["W"], dtype=torch.float64)
+    mu = torch.tensor(data["A_columns_are_samples"], dtype=torch.float64).mean(1)
+    first, second = data["prop1_gamma_pos"], data["prop2_empirical"]
+    close(geo.angle_to_ones(w), [row["theta_to_ones"] for row in first])
+    close(geo.row_norms(w), [row["norm_w"] for row in first])
+    close(geo.angle_to_mean(w, mu), [row["theta_to_mu"] for row in second])
+    close(geo.shift(w, mu), [row["E_z"] for row in second])
+    close(geo.row_norms(mu[None]), [second[0]["norm_mu"]])
+    close(geo.xi(w), data["prop5"]["xi"])
+    fan = data["fan_identity"]
+    close(geo.eta(w).mean(), fan["mean_eta"])
+    close(geo.xi(w).mean(), fan["mean_xi"])
+    close(geo.eta(w).sum(), fan["frobenius2"])
+    zero_sum = torch.tensor(data["prop3"]["W_lcw"], dtype=torch.float64)
+    close(geo.lcw_residual(zero_sum), 0.0)
+    close(geo.eta(zero_sum), data["prop4"]["eta"])
+
+
+@pytest.mark.parametrize("sign", ["pos", "neg", "zero"])
+def test_golden_proposition_one_with_every_sign_of_gamma(sign: str) -> None:
+    data = golden("propositions")
+    w = torch.tensor(data["W"], dtype=torch.float64)
+    for i, row in enumerate(data[f"prop1_gamma_{sign}"]):
+        mu = torch.full((4,), row["gamma"], dtype=torch.float64)
+        close(geo.shift(w[i : i + 1], mu), [row["E_z"]])
+        want = row["theta_to_gamma_ones"]
+        close(geo.angle(w[i], mu), np.nan if want is None else want)
+
+
+def test_golden_gradient_shift() -> None:
+    data = golden("propositions")
+    part = data["prop5_general_empirical"]
+    columns = torch.tensor(data["W"], dtype=torch.float64).T
+    mean = torch.tensor(part["grad_z_columns_are_samples"], dtype=torch.float64).mean(1)
+    close(geo.angle_to_mean(columns, mean), part["angle_column_to_mean_grad"])
+    close(geo.shift(columns, mean), part["E_grad_a"])
+
+
+def test_golden_p_gamma_index_is_the_squared_cosine() -> None:
+    mu = torch.tensor([[2.0, 2.0, 2.0], [1.0, -1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    close(geo.p_gamma_index(mu), [1.0, 0.0, np.nan, 1 / 3])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_angles_do_not_depend_on_the_scale(scale: float) -> None:
+    u, v = torch.tensor([3.0, 4.0, 0.0]), torch.tensor([4.0, 3.0, 1.0])
+    want = np.arccos(24 / (5 * np.sqrt(26)))
+    close(geo.angle(u * scale, v), want, atol=1e-6)
+    close(geo.angle(u * scale, v / scale), want, atol=1e-6)
+    close(geo.lcw_residual((u * scale)[None]), 7 / (5 * np.sqrt(3)), atol=1e-6)
+
+
+def test_angle_of_vectors_that_are_not_finite_is_nan() -> None:
+    u = torch.tensor([[1.0, torch.inf], [torch.nan, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    close(geo.angle(u, torch.tensor([1.0, 0.0])), [np.nan, np.nan, np.nan, 0.0])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(7, 5), (3, 2, 2), (0, 4), (2, 0)])
+def test_rows_in_pieces_equal_one_pass(
+    dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shiftscope.geometry.angles._BLOCK", 11)
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    rows = w.flatten(1).double()
+    close(geo.eta(w), (rows**2).sum(1))
+    close(geo.xi(w), (rows**2).sum(0))
+    close(geo.row_norms(w), rows.norm(dim=1))
+    mu = torch.arange(rows.shape[1], dtype=torch.float32) + 1
+    close(geo.shift(w, mu), rows @ mu.double())
+    cos = (rows @ mu.double()) / (rows.norm(dim=1) * mu.double().norm())
+    close(geo.angle_to_mean(w, mu), cos.arccos(), atol=1e-9)
+    close(geo.angle_to_ones(w), (rows.sum(1) / rows.norm(dim=1) / rows.shape[1] ** 0.5).arccos())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=6), st.floats(1e-20, 1e20))
+def test_angle_is_symmetric_scale_free_and_turns_round(u: list[float], factor: float) -> None:
+    a = torch.tensor(u, dtype=torch.float64)
+    b = torch.arange(len(u), dtype=torch.float64) + 1
+    forth, back, turned = geo.angle(a, b), geo.angle(b, a * factor), geo.angle(-a, b)
+    if bool(forth.isnan()):
+        assert bool((a == 0).all())
+        return
+    assert 0 <= float(forth) <= np.pi
+    close(back, forth, atol=1e-9)
+    close(forth + turned, np.pi, atol=1e-12)
+
+
+def test_lcw_residual_leaves_zero_rows_out() -> None:
+    close(geo.lcw_residual(torch.tensor([[0.0, 0.0], [1.0, -1.0], [3.0, 4.0]])), 7 / (5 * 2**0.5))
+    close(geo.lcw_residual(torch.zeros(2, 3)), np.nan)
+    close(geo.lcw_residual(torch.zeros(0, 3)), np.nan)
+
+
+def test_misfits_are_told() -> None:
+    for call in (
+        lambda: geo.eta(torch.zeros(3)),
+        lambda: geo.angle(torch.zeros(3), torch.zeros(4)),
+        lambda: geo.angle(torch.tensor(1.0), torch.tensor(1.0)),
+        lambda: geo.shift(torch.zeros(2, 3), torch.zeros(4)),
+        lambda: geo.shift(torch.zeros(2, 3), torch.zeros(2, 3)),
+        lambda: geo.PatchMap.of_conv((4, 4), 5),
+        lambda: geo.PatchMap.of_conv((4, 4), (1, 1, 1)),
+        lambda: geo.PatchMap.of_conv((4, 4), 3, padding=(1, 1, 1)),
+        lambda: geo.PatchMap.of_conv((4, 4), 3, padding="both"),
+        lambda: geo.PatchMap.of_conv((4, 4), 3, padding_mode="mirror"),
+        lambda: geo.PatchMap.of_conv((4, 4), 3, transposed=True, padding_mode="circular"),
+        lambda: geo.PatchMap.of_conv((), 3),
+        lambda: geo.PatchMap.of_conv((4, 4), 3).patch_mean(torch.zeros(1, 4, 5)),
+        lambda: geo.PatchMap.of_conv((4, 4), 3, groups=2).patch_mean(torch.zeros(3, 4, 4)),
+        lambda: geo.PatchMap.of_conv((4, 4), 3).unroll(torch.zeros(1, 1, 2, 2)),
+    ):
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert caught.value.reason
+        assert caught.value.remedy
+
+
+def test_golden_convolutions() -> None:
+    for case in golden("conv")["cases"].values():
+        x, w = (torch.tensor(case[key], dtype=torch.float64) for key in ("X", "weight"))
+        conv = geo.PatchMap.of_conv(
+            x.shape[2:],
+            w.shape[2:],
+            case["stride"],
+            case["padding"],
+            case["dilation"],
+            groups=case["groups"],
+        )
+        assert [x.shape[0], w.shape[0], *conv.output_size] == case["output_shape"]
+        mu, rows = conv.patch_mean(x.mean(0)), conv.unroll(w)
+        groups = conv.group_of_output(w.shape[0])
+        bias = torch.tensor(case["bias"], dtype=torch.float64)
+        close(mu, case["mu_hat_per_group"])
+        close(conv.reads(), case["valid_reads_per_tap"])
+        close(geo.shift(rows, mu, groups) + bias, case["E_z_channel"])
+        close(geo.angle_to_mean(rows, mu, groups), case["theta_channel"])
+        close(geo.angle_to_ones(rows), case["theta_to_ones_channel"])
+        close(geo.eta(w), case["eta_kernel_norm2"])
+        close(conv.xi_map(w), case["xi_map_C_H_W"])
+        close(conv.xi_map(w).mean((1, 2)), case["xi_channel_mean"])
+        close(conv.xi_map(w).mean(), case["xi_map_mean"])
+        close(conv.eta_map(w).mean(), case["eta_map_mean"])
+        close(torch.stack([conv.eta_map(w).sum(), conv.xi_map(w).sum()]), case["sum_identity"])
+
+
+def test_golden_shift_left_by_zero_sum_kernels() -> None:
+    for case in golden("conv")["cases"].values():
+        x, w = (torch.tensor(case[key], dtype=torch.float64) for key in ("X", "weight"))
+        conv = geo.PatchMap.of_conv(
+            x.shape[2:], w.shape[2:], case["stride"], case["padding"], case["dilation"],
+            groups=case["groups"],
+        )  # fmt: skip
+        mu, groups = conv.patch_mean(x.mean(0)), conv.group_of_output(w.shape[0])
+        rows = conv.unroll(w)
+        kernelwise = conv.unroll(w - w.mean((2, 3), keepdim=True))
+        aware = conv.unroll(torch.tensor(case["data_aware_weight"], dtype=torch.float64))
+        zero_sum = rows - rows.mean(1, keepdim=True)
+        close(geo.shift(zero_sum, mu, groups), case["lcw_E_z_channel_no_bias"])
+        close(geo.shift(kernelwise, mu, groups), case["channelwise_lcw_E_z_channel_no_bias"])
+        close(geo.shift(aware, mu, groups), np.zeros(len(rows)))
+
+
+CONVS: list[dict[str, Any]] = [
+    {"size": (9,), "kernel": (3,), "stride": 2, "padding": 1},
+    {"size": (8,), "kernel": (3,), "padding": 1, "padding_mode": "circular"},
+    {"size": (8,), "kernel": (5,), "padding": 2, "padding_mode": "reflect", "stride": 2},
+    {
+        "size": (6, 7),
+        "kernel": (3, 2),
+        "padding": (2, 1),
+        "padding_mode": "replicate",
+        "dilation": (1, 2),
+    },
+    {"size": (5, 5), "kernel": (5, 5), "padding": 2, "padding_mode": "reflect", "groups": 2},
+    {"size": (3, 3), "kernel": (5, 5), "padding": 2, "padding_mode": "circular"},
+    {
+        "size": (4, 5, 6),
+        "kernel": (2, 3, 3),
+        "padding": (0, 1, 2),
+        "stride": (1, 2, 2),
+        "groups": 2,
+    },
+    {"size": (7, 6), "kernel": (4, 3), "padding": "same", "dilation": (1, 2)},
+    {
+        "size": (5,),
+        "kernel": (3,),
+        "transposed": True,
+        "stride": 2,
+        "padding": 1,
+        "output_padding": 1,
+    },
+    {
+        "size": (4, 3),
+        "kernel": (3, 2),
+        "transposed": True,
+        "stride": (2, 3),
+        "groups": 2,
+        "dilation": (2, 1),
+    },
+    {"size": (3, 3, 2), "kernel": (2, 2, 3), "transposed": True, "padding": (1, 0, 1), "groups": 2},
+]
+
+
+def build(case: dict[str, Any]) -> tuple[torch.nn.Module, geo.PatchMap]:
+    torch.manual_seed(0)
+    args = {k: v for k, v in case.items() if k not in ("size", "kernel", "transposed")}
+    n, back = len(case["size"]), case.get("transposed", False)
+    layer = getattr(torch.nn, f"Conv{'Transpose' if back else ''}{n}d")
+    conv = geo.PatchMap.of_conv(case["size"], case["kernel"], **args, transposed=back)
+    return layer(4, 6, case["kernel"], **args, dtype=torch.float64), conv
+
+
+@pytest.mark.parametrize("case", CONVS, ids=str)
+@pytest.mark.filterwarnings("ignore:Using padding=.same.")
+def test_patch_mean_predicts_the_mean_of_torchs_own_layer(case: dict[str, Any]) -> None:
+    layer, conv = build(case)
+    x = torch.randn(3, 4, *case["size"], dtype=torch.float64) + 1
+    z = layer(x).detach()
+    assert tuple(z.shape[2:]) == conv.output_size
+    rows = conv.unroll(layer.weight)
+    assert torch.equal(conv.fold(rows), layer.weight)
+    mean = geo.shift(rows, conv.patch_mean(x.mean(0)), conv.group_of_output(6)) + layer.bias
+    close(z.transpose(0, 1).flatten(1).mean(1), mean.detach())
+
+
+@pytest.mark.parametrize("case", CONVS, ids=str)
+@pytest.mark.filterwarnings("ignore:Using padding=.same.")
+def test_norm_maps_equal_those_of_the_whole_matrix(case: dict[str, Any]) -> None:
+    layer, conv = build(case)
+    zero = torch.zeros(1, 4, *case["size"], dtype=torch.float64)
+    with torch.no_grad():
+        layer.bias.zero_()
+    matrix = torch.autograd.functional.jacobian(layer, zero).reshape(
+        6 * np.prod(conv.output_size), 4 * np.prod(case["size"])
+    )
+    eta, xi = conv.eta_map(layer.weight), conv.xi_map(layer.weight)
+    close(eta.flatten(), matrix.square().sum(1))
+    close(xi.flatten(), matrix.square().sum(0))
+    close(eta.sum(), xi.sum())
+
+
+def test_reads_count_by_hand() -> None:
+    conv = geo.PatchMap.of_conv((5, 4), (3, 2), (2, 1), ((1, 0), (0, 2)), (1, 2))
+    want = np.zeros((3, 2))
+    sizes = conv.output_size
+    for i, j, p, q in product(range(3), range(2), range(sizes[0]), range(sizes[1])):
+        want[i, j] += 0 <= p * 2 - 1 + i < 5 and 0 <= q + 2 * j < 4
+    close(conv.reads(), want)
+
+
+def test_uneven_padding_equals_padding_first() -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 3, 5, 6), torch.randn(4, 3, 2, 3)
+    conv = geo.PatchMap.of_conv((5, 6), (2, 3), padding=((1, 0), (0, 2)))
+    z = F.conv2d(F.pad(x, (0, 2, 1, 0)), w)
+    mean = geo.shift(conv.unroll(w), conv.patch_mean(x.mean(0)))
+    close(z.mean((0, 2, 3)).double(), mean, atol=1e-5)
+
+
+def test_a_long_signal_needs_no_table_of_inputs_by_outputs() -> None:
+    conv = geo.PatchMap.of_conv((200_000,), 10, stride=5)
+    assert conv.patch_mean(torch.ones(1, 200_000)).tolist() == [[1.0] * 10]
+    assert conv.xi_map(torch.ones(1, 1, 10)).shape == (1, 200_000)
+
+
+def test_nothing_waits_for_the_device() -> None:
+    conv = geo.PatchMap.of_conv((6, 6), 3, padding=1, groups=2)
+    w, image = torch.zeros(4, 2, 3, 3, device="meta"), torch.zeros(4, 6, 6, device="meta")
+    mu, rows = conv.patch_mean(image), conv.unroll(w)
+    assert geo.shift(rows, mu, conv.group_of_output(4, "meta")).shape == (4,)
+    assert geo.angle_to_mean(rows, mu, conv.group_of_output(4, "meta")).shape == (4,)
+    assert conv.xi_map(w).is_meta
+    assert geo.lcw_residual(rows).shape == geo.p_gamma_index(mu[0]).shape == ()
+    assert geo.angle_to_ones(rows).shape == geo.eta(rows).shape == (4,)
