@@ -9,12 +9,27 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "Boundaries": "boundaries",
     "Gains": "activations",
+    "Move": "boundaries",
+    "Perturbation": "hyperspherical",
     "canonical": "activations",
+    "crossing_share": "boundaries",
+    "direction": "hyperspherical",
+    "effective_batch_norm": "boundaries",
+    "effective_geometric": "boundaries",
+    "effective_weight_norm": "boundaries",
     "gains": "activations",
     "known": "activations",
+    "locate": "boundaries",
+    "metric": "hyperspherical",
+    "move": "boundaries",
+    "perturbation": "hyperspherical",
     "poincare_bounds": "activations",
+    "spread": "boundaries",
     "stein_gap": "activations",
+    "to_angles": "hyperspherical",
+    "worst_rotation": "boundaries",
 }
 """Public name -> the module of this package that defines it."""
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from shiftscope.errors import UsageError
+from shiftscope.geometry.angles import angle
 
-__all__ = ["Perturbation", "angle_between", "direction", "metric", "perturbation", "to_angles"]
+__all__ = ["Perturbation", "direction", "metric", "perturbation", "to_angles"]
 
 
 def to_angles(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,38 +129,12 @@ def perturbation(angles: Tensor, change: Tensor, panels: int = 32) -> Perturbati
     """
     start, step = angles.double(), change.double()
     return Perturbation(
-        angular_change=angle_between(direction(start), direction(start + step)),
+        angular_change=angle(direction(start), direction(start + step)),
         first_order=(metric(start) * step.square()).sum(-1).sqrt(),
         path_length=_path_length(start, step, panels),
         bound_l2=torch.linalg.vector_norm(step, dim=-1),
         bound_l1=step.abs().sum(-1),
     )
-
-
-def angle_between(first: Tensor, second: Tensor) -> Tensor:
-    """Measures the angle between vectors, accurate near 0 and near pi.
-
-    Args:
-        first: Vectors ``[..., n]``.
-        second: Vectors ``[..., n]``.
-
-    Returns:
-        Angles ``[...]`` in radians, float64; NaN where a vector is zero.
-    """
-    one, two = _unit(first), _unit(second)
-    apart = torch.linalg.vector_norm(one - two, dim=-1)
-    along = torch.linalg.vector_norm(one + two, dim=-1)
-    return 2.0 * torch.atan2(apart, along)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    """Normalises in float64; the largest entry goes first, so that no square over- or underflows.
-
-    A zero vector becomes NaN.
-    """
-    wide = vectors.double()
-    wide = wide / wide.abs().amax(-1, keepdim=True)
-    return torch.div(wide, torch.linalg.vector_norm(wide, dim=-1, keepdim=True))
 
 
 def _tail_norms(vectors: Tensor) -> Tensor:
