@@ -1,0 +1,148 @@
+"""What is printed where: results on stdout, progress and messages on stderr.
+
+Names and messages may come from a file somebody else wrote. They are printed as text on one line:
+control characters appear as escapes, so that none reaches the terminal as a command.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["complain", "drop_stdout", "note", "printable", "progress", "say", "show"]
+
+PIPE_WIDTH = 120
+"""Columns of a table that is not read on a terminal."""
+
+
+def printable(text: object) -> str:
+    r"""The text on one line, with control characters as escapes (``\x1b``, ``\n``).
+
+    Args:
+        text: Anything with a string form.
+
+    Returns:
+        The line.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def complain(reason: str, remedy: str = "") -> None:
+    """Print the two lines of an error on stderr.
+
+    Args:
+        reason: What is wrong.
+        remedy: What to do about it.
+    """
+    lines = [f"shiftscope: {printable(reason)}"]
+    if remedy:
+        lines.append(f"  try: {printable(remedy)}")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def note(message: str) -> None:
+    """Print a message on stderr.
+
+    Args:
+        message: One line.
+    """
+    print(printable(message), file=sys.stderr)
+
+
+def say(line: str) -> None:
+    """Print one line of result on stdout; a reader that has gone away is no error.
+
+    Args:
+        line: One line.
+    """
+    try:
+        print(printable(line))
+    except BrokenPipeError:
+        drop_stdout()
+
+
+def show(renderable: Any) -> None:
+    """Print a rich renderable on stdout, without colours where nobody sees them.
+
+    Args:
+        renderable: A table, panel or text of rich.
+    """
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
+    try:
+        Console(width=width, highlight=False).print(renderable)
+    except BrokenPipeError:
+        drop_stdout()
+
+
+def drop_stdout() -> None:
+    """Send further output nowhere, so that the interpreter's last flush cannot fail either."""
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123 (a device, not a path)
+        try:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        except (OSError, ValueError):  # a replaced stdout without a descriptor
+            return
+
+
+def survive_plain_encodings() -> None:
+    """Let a terminal that cannot show Greek letters show a question mark instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        _replace_unknown(stream)
+
+
+def _replace_unknown(stream: TextIO) -> None:
+    encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
+    if not encoding.startswith("utf") and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Show how far a command has come: bars on a terminal, one line a stage elsewhere.
+
+    Args:
+        quiet: Show nothing.
+
+    Yields:
+        A function ``(stage, done, total)``; a total of 0 means unknown.
+    """
+    if quiet:
+        yield lambda stage, done, total: None
+    elif sys.stderr.isatty():
+        with _bars() as update:
+            yield update
+    else:
+        seen: set[str] = set()
+        yield lambda stage, done, total: _announce(stage, seen)
+
+
+def _announce(stage: str, seen: set[str]) -> None:
+    if stage not in seen:
+        seen.add(stage)
+        note(f"{stage} …")
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar a stage, drawn by rich on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage)
+            bars.update(tasks[stage], completed=done, total=total or None)
+
+        yield update
