@@ -1,0 +1,122 @@
+"""How many rows of each neuron are active, saturated or not finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shiftscope.tally.base import Tally
+from shiftscope.tally.layout import Layout
+
+__all__ = ["Counts"]
+
+
+@dataclass(frozen=True, eq=False)
+class Counts(Tally):
+    """Rows of each neuron, by kind; a value that is not finite is neither active nor saturated.
+
+    Args:
+        count: [neurons] int64 rows seen, finite or not.
+        active: [neurons] int64 finite values above the threshold.
+        saturated: [neurons] int64 finite values outside the open interval.
+        nonfinite: [neurons] int64 values that are NaN or infinite.
+    """
+
+    count: Tensor
+    active: Tensor
+    saturated: Tensor
+    nonfinite: Tensor
+
+    @classmethod
+    def empty(cls, neurons: int, device: torch.device | str = "cpu") -> Counts:
+        """The tally of no rows.
+
+        Args:
+            neurons: Number of neurons.
+            device: Where the tensors are to lie.
+
+        Returns:
+            The identity of `merge`.
+        """
+        zeros = torch.zeros(neurons, dtype=torch.int64, device=device)
+        return cls(zeros, zeros, zeros, zeros)
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        feature_dim: int = -1,
+        active_above: float = 0.0,
+        saturated_outside: tuple[float, float] | None = None,
+    ) -> Counts:
+        """Tally the rows of a tensor.
+
+        Args:
+            x: Rows of any real dtype; all dimensions but `feature_dim` are rows.
+            feature_dim: The dimension of the neurons.
+            active_above: A value is active above this.
+            saturated_outside: A value is saturated at or below the first or at or above the second
+                number; none is if left out.
+
+        Returns:
+            The tally, on the device of `x`.
+
+        Raises:
+            UsageError: `x` has no neurons along `feature_dim`.
+            MeasureError: `x` is complex or sparse.
+        """
+        layout = Layout.of(x, feature_dim)
+        result = cls.empty(layout.neurons, x.device)
+        rows = torch.full_like(result.count, layout.rows)
+        active, saturated, finite = result.active, result.saturated, result.count
+        for block in layout.blocks() if layout.rows else ():
+            # Masks times 0 and 1 in place of boolean indexing: no shape depends on the data.
+            valid = block.mul(0).eq(0)
+            finite = finite + _number(valid)
+            active = active + _number(valid & (block > active_above))
+            if saturated_outside is not None:
+                low, high = saturated_outside
+                saturated = saturated + _number(valid & ((block <= low) | (block >= high)))
+        return cls(rows, active, saturated, rows - finite)
+
+    def merge(self, other: Counts) -> Counts:
+        """The tally of both streams of rows.
+
+        Args:
+            other: A tally of the same neurons on the same device.
+
+        Returns:
+            Their merger.
+
+        Raises:
+            UsageError: The numbers of neurons differ.
+        """
+        self._check_fits(other, self.count, other.count)
+        theirs = other._tensors()
+        return Counts(**{name: value + theirs[name] for name, value in self._tensors().items()})
+
+    @property
+    def active_fraction(self) -> Tensor:
+        """[neurons] active share of the finite values, NaN where there is none."""
+        return self._share(self.active, self.count - self.nonfinite)
+
+    @property
+    def saturated_fraction(self) -> Tensor:
+        """[neurons] saturated share of the finite values, NaN where there is none."""
+        return self._share(self.saturated, self.count - self.nonfinite)
+
+    @property
+    def nonfinite_fraction(self) -> Tensor:
+        """[neurons] share of values that are not finite, NaN where there is no row."""
+        return self._share(self.nonfinite, self.count)
+
+    @staticmethod
+    def _share(part: Tensor, whole: Tensor) -> Tensor:
+        return part.double() / whole.double()
+
+
+def _number(mask: Tensor) -> Tensor:
+    # A block has far fewer than 2^31 rows, and 32-bit sums are the faster ones.
+    return mask.sum((0, 2), dtype=torch.int32).long()
