@@ -31,6 +31,8 @@ __all__ = ["Canonical", "Gains", "canonical", "gains", "known", "poincare_bounds
 Array = npt.NDArray[np.float64]
 Number = float | Array
 
+_COARSE = 0.5
+"""Largest trapezoidal step: the Gaussian alone is summed to 1e-34 by it."""
 _FINE = 0.05
 """Trapezoidal steps below this cost more than panels do."""
 _TINY = 2e-3
@@ -99,7 +101,7 @@ def gains(
         mean: Mean of z; a number or an array.
         std: Standard deviation of z, not negative; broadcast against ``mean``. NaN gives NaN.
         kinks: For callables: the points where f or f' jumps; None lets them be searched for.
-        derivative: For callables: f'; None takes autograd, or a spectral derivative for numpy.
+        derivative: For callables: f'; None takes autograd, or differences of f for numpy.
         **parameters: Parameters by torch's names, e.g. ``negative_slope=0.2``; arrays broadcast.
 
     Returns:
@@ -203,10 +205,10 @@ def _plan(
 
 
 def _steps(reach: float, std: Array) -> Array:
-    """Trapezoidal steps, in octaves, that leave an error near 1e-16 for that reach."""
-    with np.errstate(divide="ignore"):
-        needed = 0.16 * reach / std
-    return np.asarray(np.minimum(0.5, 2.0 ** np.floor(np.log2(np.maximum(needed, 1e-300)))))
+    """Trapezoidal steps in units of x, rounded down to quarter octaves to form few groups."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        octaves = np.floor(4.0 * np.log2(reach / std)) / 4.0
+    return np.asarray(np.minimum(_COARSE, 2.0**octaves))
 
 
 def _limit(activation: Activation, mean: Array, std: Array) -> _Moments:
@@ -239,7 +241,9 @@ def _by_trapezoid(step: float) -> _Rule:
 
 def _by_panels(activation: Activation, mean: Array, std: Array) -> _Moments:
     f, df = activation.value, activation.derivative
-    g, phi_fw, slope, phi_bw = quadrature.panels(f, df, mean, std, activation.kinks)
+    g, phi_fw, slope, phi_bw = quadrature.panels(
+        f, df, mean, std, activation.kinks, ladder=not activation.resolved
+    )
     return _Moments(f(mean) + std * g, phi_fw, slope, phi_bw)
 
 

@@ -20,7 +20,6 @@ class Canonical(NamedTuple):
 _ALIASES = {
     "absolute": "abs",
     "clip": "clamp",
-    "linear": "identity",
     "hard_sigmoid": "hardsigmoid",
     "hard_swish": "hardswish",
     "leakyrelu": "leaky_relu",
@@ -109,7 +108,8 @@ def canonical(activation: Any, *args: Any, **kwargs: Any) -> Canonical | None:
     name = getattr(activation, "__name__", None)
     if name is None or not _is_torch(activation):
         return None
-    return _fill(name.strip("_"), args, kwargs)
+    # Overloads of aten carry theirs behind a dot, in-place forms end in an underscore.
+    return _fill(name.split(".")[0].strip("_"), args, kwargs)
 
 
 def _is_torch(function: Any) -> bool:
@@ -171,6 +171,8 @@ def _fill(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Canonical
 def _clamp(given: dict[str, Any]) -> Canonical | None:
     """Clamp and clip are hardtanh with possibly open ends."""
     low, high = given.get("min"), given.get("max")
+    if low is None and high is None:
+        return None
     bounds = [_plain(-float("inf") if low is None else low)]
     bounds.append(_plain(float("inf") if high is None else high))
     if any(not isinstance(b, float) for b in bounds):

@@ -89,7 +89,7 @@ def trapezoid(f: Function, df: Function, mean: Array, std: Array, step: float) -
 
 def panels(
     f: Function,
-    df: Function | None,
+    df: Function,
     mean: Array,
     std: Array,
     breaks: Sequence[float],
@@ -99,7 +99,7 @@ def panels(
 
     Args:
         f: The function, smooth between the breaks.
-        df: Its derivative; None for a spectral derivative on each panel.
+        df: Its derivative.
         mean: Means, shape [n].
         std: Standard deviations, shape [n].
         breaks: Points in units of z that panels must not straddle.
@@ -125,7 +125,7 @@ def _rungs(breaks: Sequence[float]) -> set[float]:
 
 
 def _panel_chunk(
-    f: Function, df: Function | None, mean: Array, std: Array, places: Array
+    f: Function, df: Function, mean: Array, std: Array, places: Array
 ) -> npt.NDArray[np.float64]:
     site, left, right = _cut(mean, std, places)
     nodes, weights = _legendre()
@@ -134,7 +134,7 @@ def _panel_chunk(
     mass = half * weights * np.exp(-0.5 * x * x) / _ROOT_TAU
     z = mean[site, None] + std[site, None] * x
     g = (f(z) - f(mean)[site, None]) / std[site, None]
-    slope = df(z) if df is not None else (g @ _differentiator().T) / half
+    slope = df(z)
 
     def expectation(values: Array) -> Array:
         sums = np.bincount(site, (values * mass).sum(axis=1), minlength=mean.size)
@@ -154,19 +154,6 @@ def _cut(mean: Array, std: Array, places: Array) -> tuple[npt.NDArray[np.intp], 
     keep = edges[:, 1:] > edges[:, :-1]
     site = np.nonzero(keep)[0]
     return site, edges[:, :-1][keep], edges[:, 1:][keep]
-
-
-@cache
-def _differentiator() -> Array:
-    """Matrix D, [ORDER, ORDER]: derivative at the nodes of the polynomial through the nodes."""
-    nodes, _ = _legendre()
-    gap = nodes[:, None] - nodes[None, :]
-    np.fill_diagonal(gap, 1.0)
-    scale = gap.prod(axis=1)
-    matrix = scale[:, None] / (scale[None, :] * gap)
-    np.fill_diagonal(matrix, 0.0)
-    np.fill_diagonal(matrix, -matrix.sum(axis=1))
-    return np.asarray(matrix)
 
 
 def integrated(df: Function, mean: Array, std: Array, kinks: Sequence[float]) -> Moments:
