@@ -1,0 +1,165 @@
+"""Batches in a fixed order: which rows, in which batch, on which process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from shiftscope.errors import UsageError
+from shiftscope.io.normalize import Normalization, parse_normalization
+from shiftscope.io.sources import Source
+
+__all__ = ["Batch", "LoadedData", "Plan", "from_source", "make_plan", "without_labels"]
+
+Batch: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """Batches that can be iterated any number of times, each time the same.
+
+    Attributes:
+        description: What the data are, in one line.
+        rows: Number of rows over all processes; None where a user's loader does not tell.
+        classes: Number of classes, None without class labels.
+        has_labels: Whether batches are ``(x, y)``.
+        synthetic: Whether the inputs are made up, so that a report must say so.
+        class_names: Names of the classes, where known.
+        normalization: As the user wrote it, "none" without.
+    """
+
+    description: str
+    rows: int | None
+    classes: int | None
+    has_labels: bool
+    synthetic: bool
+    class_names: tuple[str, ...] | None
+    normalization: str
+    _batches: Callable[[], Iterator[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches ``(x, y)``, or ``x`` without labels."""
+        return self._batches()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How rows become batches."""
+
+    batch_size: int
+    batches: int | None
+    seed: int
+    rank: int
+    world_size: int
+    normalization: Normalization | None
+
+    def indices(self, rows: int) -> list[list[int]]:
+        """Row numbers of this process's batches.
+
+        The first ``batches * batch_size`` rows of one permutation, dealt out in turn: together the
+        processes see the rows that one process would, each row once.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(rows, generator=generator).tolist()
+        if self.batches is not None:
+            order = order[: self.batches * self.batch_size]
+        mine = order[self.rank :: self.world_size]
+        return [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
+
+
+def make_plan(
+    batch_size: int, batches: int | None, seed: int, rank: int, world_size: int, spec: str | None
+) -> Plan:
+    """Check the numbers and the normalisation of a request.
+
+    Args:
+        batch_size: Rows a batch.
+        batches: Batches over all processes, None for all rows.
+        seed: Fixes the order.
+        rank: This process.
+        world_size: Number of processes.
+        spec: Normalisation SPEC.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UsageError: A number is out of range, or the SPEC cannot be read.
+    """
+    for name, value in (("batch size", batch_size), ("number of batches", batches)):
+        if value is not None and value < 1:
+            raise UsageError(f"the {name} is {value}", "give a number of at least 1")
+    if not 0 <= rank < world_size:
+        raise UsageError(f"rank {rank} of {world_size} processes", "0 <= rank < world_size")
+    return Plan(batch_size, batches, seed, rank, world_size, parse_normalization(spec))
+
+
+def from_source(source: Source, spec: str, plan: Plan, synthetic: bool = False) -> LoadedData:
+    """Batches of a source's rows.
+
+    Args:
+        source: The rows.
+        spec: As the user wrote it.
+        plan: Order, batches and normalisation.
+        synthetic: Whether the rows are made up.
+
+    Returns:
+        The data.
+    """
+    used = len(source)
+    if plan.batches is not None:
+        used = min(used, plan.batches * plan.batch_size)
+    first, labels = source.rows([0])
+    if plan.normalization is not None:
+        plan.normalization(first)  # a wrong number of channels is told before any work
+    classes = _count_classes(source, labels)
+    shape = "x".join(str(size) for size in first.shape[1:])
+    what = "synthetic standard normal rows" if synthetic else "rows"
+    return LoadedData(
+        description=f"{spec}: {used} {what} of {shape}",
+        rows=used,
+        classes=classes,
+        has_labels=source.labelled,
+        synthetic=synthetic,
+        class_names=source.classes,
+        normalization=plan.normalization.name if plan.normalization else "none",
+        _batches=lambda: _iterate(source, plan),
+    )
+
+
+def _iterate(source: Source, plan: Plan) -> Iterator[Batch]:
+    for indices in plan.indices(len(source)):
+        x, y = source.rows(indices)
+        if plan.normalization is not None:
+            x = plan.normalization(x)
+        yield x if y is None else (x, y)
+
+
+def _count_classes(source: Source, labels: Tensor | None) -> int | None:
+    if labels is None or labels.dtype != torch.int64 or labels.ndim != 1:
+        return None
+    if source.classes is not None:
+        return len(source.classes)
+    y = getattr(source, "y", None)
+    return int(y.max()) + 1 if isinstance(y, Tensor) else None
+
+
+def without_labels(data: LoadedData) -> LoadedData:
+    """The same inputs without their labels, for a forward-only analysis.
+
+    Args:
+        data: Any data.
+
+    Returns:
+        Data whose batches are ``x`` alone.
+    """
+
+    def inputs() -> Iterator[Batch]:
+        for batch in data:
+            yield batch[0] if isinstance(batch, tuple) else batch
+
+    return replace(data, has_labels=False, _batches=inputs)
