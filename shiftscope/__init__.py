@@ -12,6 +12,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "analyze": "capture.analyze",
+    "constrain": "fix.constrain",
     "DataError": "errors",
     "LoadError": "errors",
     "MeasureError": "errors",
@@ -20,7 +22,10 @@ _HOMES = {
     "Snapshot": "snapshot",
     "draw": "",
     "load": "snapshot",
+    "release": "fix.constrain",
+    "rescale_": "fix.initialise",
     "geometry": "",
+    "nn": "",
     "tally": "",
     "theory": "",
 }

@@ -1,0 +1,86 @@
+"""Which layers of a model are meant by a name, a pattern or a predicate, and which cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from shiftscope.errors import UsageError
+from shiftscope.fix.unroll import LINEAR_MAPS
+
+__all__ = ["Sites", "choose", "obstacle"]
+
+Sites = str | Iterable[str] | Callable[[str, nn.Module], bool]
+"""Glob pattern(s) on module paths, or a predicate on (path, module)."""
+
+
+def choose(model: nn.Module, sites: Sites = "*") -> list[tuple[str, nn.Module]]:
+    """List the weight-carrying modules that ``sites`` selects, in the order of the model.
+
+    Args:
+        model: Any module, a single layer included (its path is the empty string).
+        sites: Pattern(s) as of :mod:`fnmatch`, case-sensitive, or ``predicate(path, module)``.
+
+    Returns:
+        Pairs of path and module, each module once.
+
+    Raises:
+        UsageError: Nothing is selected.
+    """
+    carriers = [pair for pair in model.named_modules() if _carries(*pair)]
+    chosen = [pair for pair in carriers if _selects(sites, *pair)]
+    if not chosen:
+        known = ", ".join(path or "(the model itself)" for path, _ in carriers[:8]) or "none"
+        raise UsageError(
+            f"no weight-carrying layer matches sites={sites!r}",
+            f"Layers of this model are: {known}{', …' if len(carriers) > 8 else ''}.",
+        )
+    return chosen
+
+
+def obstacle(model: nn.Module, module: nn.Module) -> str:
+    """Say why the weight of a chosen module cannot be constrained; empty if it can."""
+    if not isinstance(module, LINEAR_MAPS):
+        if isinstance(module, nn.MultiheadAttention):
+            return "the fused in-projection is three maps in one tensor (out_proj is its own site)"
+        return f"{type(module).__name__} is neither nn.Linear nor a convolution"
+    parameters = dict(_own_weights(module))
+    weight = parameters.get("weight")
+    if isinstance(weight, UninitializedParameter):
+        return "a lazy layer has no weight yet: run it once"
+    if weight is None:
+        return "its weight is no plain parameter (quantised, or set by a hook)"
+    if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"weights of dtype {weight.dtype} cannot be constrained"
+    owners = [path for path, other in model.named_modules() if _holds(other, weight)]
+    if len(owners) > 1:
+        return f"its weight is shared by {', '.join(owners)}"
+    return ""
+
+
+def _selects(sites: Sites, path: str, module: nn.Module) -> bool:
+    if callable(sites):
+        return bool(sites(path, module))
+    patterns = [sites] if isinstance(sites, str) else sites
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _carries(path: str, module: nn.Module) -> bool:
+    """Own matrices, not vectors: norm layers are no linear maps between neurons."""
+    if "parametrizations" in path.split("."):
+        return False
+    return isinstance(module, LINEAR_MAPS) or any(
+        isinstance(p, UninitializedParameter) or p.ndim > 1 for _, p in _own_weights(module)
+    )
+
+
+def _own_weights(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return list(module.named_parameters(recurse=False))
+
+
+def _holds(module: nn.Module, weight: nn.Parameter) -> bool:
+    return any(p is weight for _, p in _own_weights(module))

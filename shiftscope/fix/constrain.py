@@ -1,0 +1,237 @@
+"""Put constraints on a model's weights, list them, and bake them back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from shiftscope.errors import UsageError
+from shiftscope.fix.attach import attach, detach, method_of
+from shiftscope.fix.choose import Sites, choose, obstacle
+from shiftscope.fix.means import input_mean
+from shiftscope.fix.walk import walk
+
+__all__ = ["METHODS", "Change", "constrain", "is_constrained", "release"]
+
+METHODS = ("lcw", "lcw-projection", "lcw-data", "cwn", "weight_norm", "spectral_norm", "gmp")
+"""The names :func:`constrain` knows."""
+
+_OPTIONS = {
+    "channelwise": ("lcw", "lcw-projection"),
+    "scale": ("cwn",),
+    "batch": ("lcw-data",),
+    "momentum": ("lcw-data",),
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens, or would happen, to the weight of one layer.
+
+    Args:
+        site: Path of the layer; the empty string for the model itself.
+        layer: Class of the layer.
+        method: The constraint.
+        action: ``constrain``, ``keep`` (it has this constraint already), ``skip`` or ``release``.
+        reason: Why a layer is skipped.
+    """
+
+    site: str
+    layer: str
+    method: str
+    action: str
+    reason: str = ""
+
+
+def constrain(
+    model: nn.Module,
+    method: str = "lcw",
+    sites: Sites = "*",
+    *,
+    dry_run: bool = False,
+    channelwise: bool = False,
+    scale: float | None = None,
+    batch: Any = None,
+    momentum: float | None = None,
+) -> list[Change]:
+    """Constrain the weights of a model's linear maps, now and after every optimiser step.
+
+    The weights are first projected onto the constraint (``lcw…``, ``cwn``), normalised
+    (``spectral_norm``) or only written in other coordinates (``weight_norm``, ``gmp``). Biases keep
+    their values. Build the optimiser afterwards: most constraints replace the parameters.
+    Constraining again with the same method changes nothing.
+
+    ======================  ====================================================================
+    ``lcw``                 rows sum to zero, by orthonormal coordinates ``w = Bv``
+    ``lcw-projection``      rows sum to zero, ``w = u − mean(u)``; Adam sees the usual coordinates
+    ``lcw-data``            rows orthogonal to the mean input measured on ``batch``
+    ``cwn``                 zero-sum rows with a norm of their own
+    ``weight_norm``         ``w = g v/‖v‖`` (torch's)
+    ``spectral_norm``       ``W/σ_max(W)`` (torch's)
+    ``gmp``                 ``w = r u(θ)``, ``b = r λ``: hyperspherical angles
+    ======================  ====================================================================
+
+    Args:
+        model: Changed in place.
+        method: One of the names above.
+        sites: Pattern(s) on module paths as of :mod:`fnmatch`, or ``predicate(path, module)``.
+        dry_run: List what would change, and change nothing.
+        channelwise: For ``lcw`` and ``lcw-projection`` of convolutions: kernels sum to zero for
+            each input channel by itself.
+        scale: For ``cwn``: the fixed norm of every row; None to learn one a neuron.
+        batch: For ``lcw-data``: inputs ``x``, a pair ``(x, y)``, or a mapping of keyword arguments.
+            Layers are treated in order of execution, each with the mean that the constrained
+            layers before it produce. A layer whose mean is within two standard errors of zero is
+            skipped: its direction is noise.
+        momentum: For ``lcw-data``: follow the mean while training, with this weight of a new
+            batch; None keeps the measured mean.
+
+    Returns:
+        One entry a selected layer, with the reason where it is skipped.
+
+    Raises:
+        UsageError: Unknown method, an option it does not have, no layer selected, or a layer that
+            obeys another constraint.
+
+    Example:
+        >>> import torch, shiftscope as ss
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Sigmoid())
+        >>> [(change.site, change.action) for change in ss.constrain(model, "lcw")]
+        [('0', 'constrain')]
+        >>> bool(model[0].weight.sum(1).abs().max() < 1e-6)
+        True
+
+    Source:
+        Kutsuna, ECML-PKDD 2019 (LCW); Chen and Ge, NeurIPS 2024 (GmP).
+    """
+    options = {"channelwise": channelwise, "scale": scale, "batch": batch, "momentum": momentum}
+    _check(method, options, dry_run)
+    plan = [_planned(model, path, layer, method) for path, layer in choose(model, sites)]
+    layers = dict(model.named_modules())
+    _refuse_others(plan, layers, method)
+    todo = {change.site: layers[change.site] for change in plan if change.action == "constrain"}
+    if method == "lcw-data" and batch is not None:
+        failed = _attach_by_data(model, todo, batch, momentum, dry_run)
+    else:
+        failed = _attach_all(todo, method, {"channelwise": channelwise, "scale": scale}, dry_run)
+    return [_skipped(c, failed[c.site]) if c.site in failed else c for c in plan]
+
+
+def release(model: nn.Module, sites: Sites = "*") -> list[Change]:
+    """Bake constrained weights back into plain parameters; the model computes what it did.
+
+    Names, order and identity of the parameters, the layer's class and its hooks are as before the
+    constraint (a constraint of several tensors returns the parameter it replaced). Layers of
+    :mod:`shiftscope.nn` become plain too. What other libraries parametrised is left alone, and so
+    are layers without a constraint. Optimiser state of the constrained parameters does not fit.
+
+    Args:
+        model: Changed in place.
+        sites: As of :func:`constrain`.
+
+    Returns:
+        One entry a released layer; empty if there was nothing to do.
+
+    Raises:
+        UsageError: No layer is selected, or another parametrization was put on top of ours.
+    """
+    changes = []
+    for path, layer in choose(model, sites):
+        method = method_of(layer)
+        if method:
+            detach(layer)
+            changes.append(Change(path, type(layer).__name__, method, "release"))
+    return changes
+
+
+def is_constrained(model: nn.Module, method: str | None = None) -> bool:
+    """Tell whether any layer of a model has a constraint of this library.
+
+    Args:
+        model: A model or a single layer.
+        method: Only this one; None for any.
+    """
+    found = {method_of(layer) for layer in model.modules()} - {""}
+    return bool(found) if method is None else method in found
+
+
+def _check(method: str, options: dict[str, Any], dry_run: bool) -> None:
+    if method not in METHODS:
+        raise UsageError(f"unknown method {method!r}", f"Use one of {', '.join(METHODS)}.")
+    for name, value in options.items():
+        if value is not None and value is not False and method not in _OPTIONS[name]:
+            raise UsageError(
+                f"method {method!r} has no option {name!r}",
+                f"It belongs to {', '.join(_OPTIONS[name])}.",
+            )
+    momentum = options["momentum"]
+    if momentum is not None and not 0 < momentum <= 1:
+        raise UsageError(f"expected a momentum in (0, 1], got {momentum}", "Use e.g. 0.1.")
+    if method == "lcw-data" and options["batch"] is None and not dry_run:
+        raise UsageError(
+            "method 'lcw-data' needs data to measure the mean input of each layer",
+            "Give batch=x.",
+        )
+
+
+def _planned(model: nn.Module, path: str, layer: nn.Module, method: str) -> Change:
+    kind = type(layer).__name__
+    has = method_of(layer)
+    if has:
+        kind = parametrize.type_before_parametrizations(layer).__name__
+        return Change(path, kind, has, "keep")
+    if parametrize.is_parametrized(layer, "weight"):
+        return Change(path, kind, method, "skip", "its weight has a parametrization of its own")
+    reason = obstacle(model, layer)
+    return Change(path, kind, method, "skip" if reason else "constrain", reason)
+
+
+def _refuse_others(plan: list[Change], layers: dict[str, nn.Module], method: str) -> None:
+    others = [change for change in plan if change.action == "keep" and change.method != method]
+    if others:
+        first = others[0]
+        raise UsageError(
+            f"{first.site or 'the model'} obeys {first.method!r} already, not {method!r}"
+            + (f" (and {len(others) - 1} more)" if len(others) > 1 else ""),
+            "Release it first, or choose other sites.",
+        )
+
+
+def _skipped(change: Change, reason: str) -> Change:
+    return Change(change.site, change.layer, change.method, "skip", reason)
+
+
+def _attach_all(
+    todo: dict[str, nn.Module], method: str, options: dict[str, Any], dry_run: bool
+) -> dict[str, str]:
+    failed = {}
+    for path, layer in todo.items():
+        try:
+            attach(layer, method, dry_run=dry_run, **options)
+        except UsageError as error:
+            failed[path] = error.reason
+    return failed
+
+
+def _attach_by_data(
+    model: nn.Module, todo: dict[str, nn.Module], batch: Any, momentum: float | None, dry_run: bool
+) -> dict[str, str]:
+    failed = {}
+
+    def visit(path: str, layer: nn.Module, x: Tensor, _: Tensor) -> bool:
+        found = input_mean(layer, x)
+        if found.is_noise():
+            failed[path] = f"its mean input is zero within 2 standard errors ({found.rows} rows)"
+            return False
+        try:
+            attach(layer, "lcw-data", dry_run=dry_run, mean=found.mean, momentum=momentum)
+        except UsageError as error:
+            failed[path] = error.reason
+            return False
+        return not dry_run
+
+    reached = walk(model, batch, todo.items(), visit)
+    return failed | {path: "the batch never reached it" for path in todo if path not in reached}

@@ -1,0 +1,181 @@
+r"""The hyperplane {w : w·n = 0}: its closed-form orthonormal basis and its projector.
+
+Let ``n`` be a unit vector of R^m (the ones direction ``1/√m`` unless given), ``s = sign(n_1)``
+(``+1`` at 0) and ``H = I − 2uuᵀ/uᵀu`` the Householder reflection with ``u = n + s e_1``. Since
+``H e_1 = −s n``, the other columns ``B = H[:, 1:]`` are an orthonormal basis of the hyperplane:
+
+.. math::  (Bv)_1 = -s t,\quad (Bv)_{k+1} = v_k - n_{k+1} t / (1 + |n_1|),\quad t = n_{2:} \cdot v
+
+which costs O(m) a neuron and stores nothing. All functions act on the last dimension, compute in
+float32 when given half precision, and round once at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+__all__ = ["coordinates", "embed", "project", "unit"]
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def embed(v: Tensor, normal: Tensor | None = None) -> Tensor:
+    """Return the vector ``Bv`` of the hyperplane with coordinates ``v``.
+
+    Rounding to the dtype of ``v`` is the only error of note: ``|Bv·n| ≤ eps ‖Bv‖`` for a given
+    normal, ``|Σ Bv| ≤ eps √m ‖Bv‖`` for the ones direction.
+
+    Args:
+        v: Coordinates, shape ``(..., m − 1)``.
+        normal: Unit normal, shape broadcastable to ``(..., m)``; None for ``1/√m``.
+
+    Returns:
+        Shape ``(..., m)``, dtype of ``v``; differentiable in ``v`` to any order, not in ``normal``.
+
+    Source:
+        Linearly constrained weights w = Bv: Kutsuna, ECML-PKDD 2019, Section 4 and Appendix B; the
+        Householder form of the basis is the standard one.
+    """
+    if torch.compiler.is_compiling():
+        return _embed(v, normal)
+    w: Tensor = _Embed.apply(v, normal)  # type: ignore[no-untyped-call]
+    return w
+
+
+def coordinates(w: Tensor, normal: Tensor | None = None) -> Tensor:
+    """Return ``Bᵀw``, the coordinates of the projection of ``w`` onto the hyperplane.
+
+    Args:
+        w: Vectors, shape ``(..., m)``; they need not lie in the hyperplane.
+        normal: Unit normal, shape broadcastable to ``(..., m)``; None for ``1/√m``.
+
+    Returns:
+        Shape ``(..., m − 1)``, dtype of ``w``.
+    """
+    wide = _wide(w)
+    first, rest = wide[..., :1], wide[..., 1:]
+    if normal is None:
+        m = w.shape[-1]
+        total = rest.sum(-1, keepdim=True)
+        v = rest - (total * _weight(m) + first * (1 / math.sqrt(m)))
+    else:
+        n = normal.to(wide.dtype)
+        head, tail = n[..., :1], n[..., 1:]
+        t = (rest * tail).sum(-1, keepdim=True)
+        v = rest - tail * (t / (1 + head.abs()) + _sign(head) * first)
+    return v.to(w.dtype)
+
+
+def project(w: Tensor, normal: Tensor | None = None) -> Tensor:
+    """Return ``w − n (n·w)``, the projection of ``w`` onto the hyperplane.
+
+    The projection is applied twice: the second pass removes what rounding left of a large
+    component along the normal, so the bound of :func:`embed` holds for any ``w``.
+
+    Args:
+        w: Vectors, shape ``(..., m)``.
+        normal: Unit normal, shape broadcastable to ``(..., m)``; None for ``1/√m``.
+
+    Returns:
+        Shape ``(..., m)``, dtype of ``w``.
+    """
+    wide = _wide(w)
+    for _ in range(2):
+        if normal is None:
+            wide = wide - wide.mean(-1, keepdim=True)
+        else:
+            n = normal.to(wide.dtype)
+            wide = wide - n * (wide * n).sum(-1, keepdim=True)
+    return wide.to(w.dtype)
+
+
+def unit(vector: Tensor) -> Tensor:
+    """Return ``vector`` divided by its norm along the last dimension, in float32 or wider.
+
+    Args:
+        vector: Shape ``(..., m)``; scaled by its largest entry first, so that squares of very
+            large or small entries neither overflow nor vanish.
+
+    Returns:
+        Same shape; NaN where the vector is zero.
+    """
+    wide = _wide(vector)
+    scaled = wide / wide.abs().amax(-1, keepdim=True)
+    result: Tensor = scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return result
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in _HALVES else x
+
+
+def _embed(v: Tensor, normal: Tensor | None) -> Tensor:
+    wide = _wide(v)
+    if normal is None:
+        rest = wide - wide.sum(-1, keepdim=True) * _weight(v.shape[-1] + 1)
+        parts = (-rest.sum(-1, keepdim=True), rest)
+    else:
+        n = normal.to(wide.dtype)
+        head, tail = n[..., :1], n[..., 1:]
+        t = (wide * tail).sum(-1, keepdim=True)
+        parts = (-_sign(head) * t, wide - tail * (t / (1 + head.abs())))
+    return torch.cat(parts, -1).to(v.dtype)
+
+
+def _embed_in_place(v: Tensor) -> Tensor:
+    """Write the ones case straight into its result, without a temporary (eager only)."""
+    w = v.new_empty((*v.shape[:-1], v.shape[-1] + 1))
+    rest = w[..., 1:]
+    torch.sub(v, v.sum(-1, keepdim=True), alpha=_weight(w.shape[-1]), out=rest)
+    # −Σ rest equals −t, and closes the sum to its own rounding whatever v is
+    torch.sum(rest, -1, keepdim=True, out=w[..., :1])
+    w[..., :1].neg_()
+    return w
+
+
+def _weight(m: int) -> float:
+    return 1 / (m + math.sqrt(m))
+
+
+def _sign(head: Tensor) -> Tensor:
+    return torch.where(head < 0, -torch.ones_like(head), torch.ones_like(head))
+
+
+class _Embed(Function):
+    """``v -> Bv`` with the adjoint ``Bᵀ`` for its gradient; keeps nothing but a given normal."""
+
+    @staticmethod
+    def forward(v: Tensor, normal: Tensor | None) -> Tensor:
+        if normal is None and v.dtype not in _HALVES:
+            return _embed_in_place(v)
+        return _embed(v, normal)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: Tensor) -> None:
+        normal = inputs[1]
+        ctx.ones = normal is None
+        if normal is not None:
+            ctx.save_for_backward(normal)
+            ctx.save_for_forward(normal)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return coordinates(gradient, None if ctx.ones else ctx.saved_tensors[0]), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _embed(tangent, None if ctx.ones else ctx.saved_tensors[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Tensor | None) -> tuple[Tensor, int]:
+        """Put the mapped dimension first: the map acts on the last one only."""
+        v, normal = (
+            t if d is None or t is None else t.movedim(d, 0)
+            for t, d in zip(inputs, in_dims, strict=True)
+        )
+        return embed(cast(Tensor, v), normal), 0
