@@ -50,6 +50,12 @@ def test_golden_propositions() -> None:
     zero_sum = torch.tensor(data["prop3"]["W_lcw"], dtype=torch.float64)
     close(geo.lcw_residual(zero_sum), 0.0)
     close(geo.eta(zero_sum), data["prop4"]["eta"])
+    close(geo.shift(zero_sum, torch.ones(4)), data["prop3"]["E_z_for_gamma_1"])
+    for name, rows in (("prop4", zero_sum), ("prop4_general_w", w)):
+        part = data[name]
+        close(geo.shift(rows, torch.full((4,), part["gamma"])), part["E_z"])
+        close(part["sigma2"] * geo.eta(rows), part["V_z"])
+    close(data["prop5"]["sigma2_grad"] * geo.xi(w), data["prop5"]["V_grad_a"])
 
 
 @pytest.mark.parametrize("sign", ["pos", "neg", "zero"])

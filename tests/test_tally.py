@@ -183,6 +183,8 @@ def test_values_that_are_not_finite_are_left_out_one_by_one(dtype: torch.dtype) 
     np.testing.assert_array_equal(extrema.low, want["low"])
     np.testing.assert_array_equal(extrema.high, want["high"])
     np.testing.assert_array_equal(counts.nonfinite, 50 - want["count"])
+    bounded = Counts.of(x, saturated_outside=(-torch.inf, 1.0))
+    np.testing.assert_array_equal(bounded.saturated, (x.isfinite() & (x >= 1)).sum(0))
     kept = torch.where(x.isfinite(), x, -1.0).double().numpy()
     np.testing.assert_array_equal(counts.active, (kept > 0).sum(0))
     assert torch.isnan(moments.mean[3])
@@ -252,6 +254,7 @@ def test_constants() -> None:
     moments = Moments.of(x)
     assert moments.variance.tolist() == [0, 0, 0]
     assert moments.below_resolution.tolist() == [False, True, True]
+    assert not Moments.of(torch.full((4, 1), 3)).below_resolution.any()  # integers are exact
 
 
 def test_a_mixture_of_dtypes_has_the_coarsest_resolution() -> None:
@@ -480,6 +483,7 @@ def test_misuse_is_told() -> None:
         (UsageError, lambda: Counts.of(x, feature_dim=2)),
         (MeasureError, lambda: Moments.of(x.to(torch.complex64))),
         (MeasureError, lambda: Moments.of(x.to_sparse())),
+        (UsageError, lambda: Counts.of(x, saturated_outside=(1.0, 1.0))),
         (UsageError, lambda: RowSample.of(x, -1)),
         (UsageError, lambda: RowSample.of(x, 1).quantiles([1.5])),
         (UsageError, lambda: RowSample.of(x, 1).merge(RowSample.of(x, 1, seed=1))),

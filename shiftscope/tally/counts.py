@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shiftscope.errors import UsageError
 from shiftscope.tally.base import Tally
-from shiftscope.tally.layout import Layout
+from shiftscope.tally.layout import Layout, over_rows
 
 __all__ = ["Counts"]
 
@@ -64,21 +65,26 @@ class Counts(Tally):
             The tally, on the device of `x`.
 
         Raises:
-            UsageError: `x` has no neurons along `feature_dim`.
+            UsageError: `x` has no neurons along `feature_dim`, or the interval is empty.
             MeasureError: `x` is complex or sparse.
         """
+        if saturated_outside is not None and not saturated_outside[0] < saturated_outside[1]:
+            raise UsageError(
+                f"saturated_outside={saturated_outside} is no interval", "Give (low, high)."
+            )
         layout = Layout.of(x, feature_dim)
         result = cls.empty(layout.neurons, x.device)
         rows = torch.full_like(result.count, layout.rows)
-        active, saturated, finite = result.active, result.saturated, result.count
+        finite, active, saturated = result.count, result.active, result.saturated
         for block in layout.blocks() if layout.rows else ():
-            # Masks times 0 and 1 in place of boolean indexing: no shape depends on the data.
-            valid = block.mul(0).eq(0)
-            finite = finite + _number(valid)
-            active = active + _number(valid & (block > active_above))
+            # Sums of 0s and 1s are exact: a block has far fewer than 2^24 rows.
+            block = block if block.dtype == torch.float64 else block.float()
+            finite = finite + _number(block.mul(0).eq_(0))
+            active = active + _number(_filled(block, -torch.inf).gt_(active_above))
             if saturated_outside is not None:
                 low, high = saturated_outside
-                saturated = saturated + _number(valid & ((block <= low) | (block >= high)))
+                below = _number(_filled(block, torch.inf).le_(low))
+                saturated = saturated + below + _number(_filled(block, -torch.inf).ge_(high))
         return cls(rows, active, saturated, rows - finite)
 
     def merge(self, other: Counts) -> Counts:
@@ -117,6 +123,10 @@ class Counts(Tally):
         return part.double() / whole.double()
 
 
-def _number(mask: Tensor) -> Tensor:
-    # A block has far fewer than 2^31 rows, and 32-bit sums are the faster ones.
-    return mask.sum((0, 2), dtype=torch.int32).long()
+def _filled(block: Tensor, value: float) -> Tensor:
+    """A copy in which everything that is not finite has one value, on the uncounted side."""
+    return block.nan_to_num(value, value, value)
+
+
+def _number(ones: Tensor) -> Tensor:
+    return over_rows(ones, torch.sum).long()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from shiftscope.errors import MeasureError, UsageError
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "over_rows"]
 
-_CPU_BLOCK = 1 << 17
-"""Elements of a block on the CPU: its float64 copy (1 MB) stays in the second-level cache."""
+_CPU_BLOCK = 1 << 16
+"""Elements of a block on the CPU: its float64 copy (512 KB) stays in the second-level cache."""
 _DEVICE_BLOCK = 1 << 20
 """Elements of a block elsewhere: few launches, and 8 MB for each of four float64 temporaries."""
+_FEW = 64
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -117,6 +118,24 @@ class Layout:
         else:
             for part in x.split(max(1, _limit(x) // max(1, prod(x.shape[1:])))):
                 yield part.reshape(prod(part.shape[:dim]), x.shape[dim], -1)
+
+
+def over_rows(block: Tensor, reduction: Callable[..., Tensor]) -> Tensor:
+    """Reduce a block to one number for each neuron.
+
+    Args:
+        block: [before, neurons, after].
+        reduction: `torch.sum`, `torch.amin` or `torch.amax`.
+
+    Returns:
+        [neurons].
+    """
+    before, _, after = block.shape
+    if after == 1 or before == 1:
+        return reduction(block, 2 if before == 1 else 0).flatten()
+    if after < _FEW:  # short runs are slow to reduce: add whole samples first
+        return reduction(reduction(block, 0), 1)
+    return reduction(reduction(block, 2), 0)
 
 
 def _view(x: Tensor, dim: int) -> Tensor | None:

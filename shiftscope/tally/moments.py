@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,20 @@ from torch import Tensor
 
 from shiftscope.errors import UsageError
 from shiftscope.tally.base import Tally
-from shiftscope.tally.layout import Layout
+from shiftscope.tally.layout import Layout, over_rows
 
 __all__ = ["Moments", "Pooled"]
 
-_PIVOT_ROWS = 16
-"""Rows searched for a finite pivot."""
+_PIVOT_ROWS = 4
+"""Samples, and positions of each, that are searched for a finite pivot."""
+_JOIN: tuple[Callable[..., Tensor], ...] = (
+    torch.add,
+    torch.add,
+    torch.add,
+    torch.minimum,
+    torch.maximum,
+)
+"""How number, Σd, Σd², smallest and largest d of two blocks join."""
 _ROUNDINGS = 4.0
 """A spread below so many eps·max|x| is called rounding. One rounding to nearest of values around m
 has a standard deviation of at most eps·|m|/√12 = 0.29 eps·|m|, so 4 leaves room for about 190
@@ -152,11 +161,11 @@ class Moments(Tally):
     def below_resolution(self) -> Tensor:
         """[neurons] whether the spread cannot be told from rounding of the source.
 
-        So where the standard deviation is at most 4 eps·max|x|, or where no value exceeds the
+        So where the standard deviation is below 4 eps·max|x|, or where no value exceeds the
         smallest normal number of the dtype. Neurons that are exactly 0, or that were never
         counted, are not flagged.
         """
-        coarse = self.std <= _ROUNDINGS * self.eps * self.scale
+        coarse = self.std < _ROUNDINGS * self.eps * self.scale
         subnormal = self.scale <= _TINY.get(self.eps, 0.0)
         return (coarse | subnormal) & (self.scale > 0)
 
@@ -180,48 +189,61 @@ class Moments(Tally):
 
 
 def _moments(layout: Layout, weights: Tensor | None) -> Moments:
-    pivot = _pivot(layout, weights)
-    sums = [torch.zeros_like(pivot) for _ in range(3)]
-    far = pivot.abs()
-    blocks = layout.blocks() if weights is None else layout.weighted_blocks(weights)
-    for item in blocks:
-        block, weight = item if isinstance(item, tuple) else (item, None)
-        parts, low, high = _block_sums(block, pivot, weight)
-        sums = [total + part for total, part in zip(sums, parts, strict=True)]
-        far = torch.maximum(far, torch.maximum((pivot + low).abs(), (pivot + high).abs()))
-    number, first, second = sums
-    safe = number.clamp(min=1)
-    seen = number > 0
+    if weights is None:
+        sums = _plain_sums(layout)
+    else:
+        sums = _weighted_sums(layout, weights.detach().reshape(-1))
+    number, first, second, pivot, low, high = sums
+    safe, seen = number.clamp(min=1), number > 0
     mean = torch.where(seen, pivot + first / safe, torch.nan)
     m2 = (second - first * first / safe).clamp(min=0)
-    return Moments(number.long(), mean, m2, layout.eps, torch.where(seen, far, 0.0))
+    # Left-out elements stand at the pivot, which is an element itself (0 where none is finite).
+    scale = torch.maximum((pivot + low).abs(), (pivot + high).abs())
+    return Moments(number.long(), mean, m2, layout.eps, torch.where(seen, scale, 0.0))
 
 
-def _block_sums(
-    block: Tensor, pivot: Tensor, weight: Tensor | None
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Sums of 1, d and d² over the finite d = x − pivot, and the smallest and largest d."""
+def _plain_sums(layout: Layout) -> list[Tensor]:
+    """[neurons] number, Σd, Σd² of the finite d = x − pivot, pivot, smallest and largest d."""
+    blocks = layout.blocks()
+    start = next(blocks)
+    pivot = _pivot(start[:_PIVOT_ROWS, :, :_PIVOT_ROWS])
+    total = _block_sums(start, pivot)
+    for block in blocks:
+        part = _block_sums(block, pivot)
+        total = [op(x, y) for op, x, y in zip(_JOIN, total, part, strict=True)]
+    number, first, second, low, high = total
+    return [number, first, second, pivot, low, high]
+
+
+def _block_sums(block: Tensor, pivot: Tensor) -> list[Tensor]:
     d = block.to(torch.float64, copy=True).sub_(pivot[:, None])
     finite = d.mul(0).eq_(0)  # 1 where d is finite, else 0: NaN and inf times 0 are NaN
     d.nan_to_num_(0.0, 0.0, 0.0)
-    if weight is None:
-        low, high = d.amin((0, 2)), d.amax((0, 2))
-        return [finite.sum((0, 2)), d.sum((0, 2)), d.square_().sum((0, 2))], low, high
-    kept = d * (weight > 0)
-    low, high = kept.amin((0, 2)), kept.amax((0, 2))
-    sums = [(part * weight).sum((0, 2)) for part in (finite, d)]
-    return [*sums, d.square_().mul_(weight).sum((0, 2))], low, high
+    ends = [over_rows(d, torch.amin), over_rows(d, torch.amax)]
+    first = over_rows(d, torch.sum)
+    return [over_rows(finite, torch.sum), first, over_rows(d.square_(), torch.sum), *ends]
 
 
-def _pivot(layout: Layout, weights: Tensor | None) -> Tensor:
-    """[neurons] float64: of the first rows that count, the first finite element, else 0."""
-    rows = torch.arange(min(_PIVOT_ROWS, layout.rows), device=layout.values.device)
-    if weights is not None:
-        rows = (weights.detach().reshape(-1) > 0).to(torch.uint8).argmax().reshape(1)
-    sample = layout.take(rows).double()
-    finite = sample.isfinite()
-    first = sample.gather(0, finite.to(torch.uint8).argmax(0, keepdim=True))[0]
-    return first.nan_to_num(0.0, 0.0, 0.0)
+def _weighted_sums(layout: Layout, weights: Tensor) -> list[Tensor]:
+    """The same with whole numbers as weights; the pivot is a row that counts."""
+    pivot = _pivot(layout.take((weights > 0).to(torch.uint8).argmax().reshape(1))[..., None])
+    zeros = torch.zeros_like(pivot)
+    total = [zeros] * 5
+    for block, weight in layout.weighted_blocks(weights):
+        d = block.to(torch.float64, copy=True).sub_(pivot[:, None])
+        finite = d.mul(0).eq_(0).mul_(weight)
+        d.nan_to_num_(0.0, 0.0, 0.0).mul_(weight > 0)
+        ends = [over_rows(d, torch.amin), over_rows(d, torch.amax)]
+        sums = [over_rows(part, torch.sum) for part in (finite, d * weight, d.square_() * weight)]
+        total = [op(x, y) for op, x, y in zip(_JOIN, total, [*sums, *ends], strict=True)]
+    number, first, second, low, high = total
+    return [number, first, second, pivot, low, high]
+
+
+def _pivot(rows: Tensor) -> Tensor:
+    """[neurons] float64: the largest finite element of some rows [., neurons, .], else 0."""
+    top = rows.double().nan_to_num(-torch.inf, -torch.inf, -torch.inf).amax((0, 2))
+    return top.nan_to_num_(0.0, 0.0, 0.0)
 
 
 def _mean(values: Tensor, seen: Tensor) -> Tensor:
