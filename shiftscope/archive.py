@@ -7,9 +7,11 @@ schema version, the description of every site and the shapes that cut the flat a
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from shiftscope.files import atomic_file, strict
 from shiftscope.record import SiteRecord, Stream
 from shiftscope.snapshot import Snapshot
 
-__all__ = ["SAMPLE_BUDGET", "SCHEMA_VERSION", "read_snapshot", "write_snapshot"]
+__all__ = ["SAMPLE_BUDGET", "SCHEMA_VERSION", "dump", "parse", "read_snapshot", "write_snapshot"]
 
 SCHEMA_VERSION = 1
 SAMPLE_BUDGET = 64 * 2**20
@@ -42,21 +44,9 @@ def write_snapshot(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
     Raises:
         UsageError: The file cannot be written.
     """
-    pool: dict[str, list[npt.NDArray[Any]]] = {}
-    keep = _sample_share(snapshot)
-    shapes = [_deposit(pool, _site_arrays(snapshot, name, keep)) for name in snapshot.records]
-    manifest = {
-        "format": "shiftscope-snapshot",
-        "schema_version": SCHEMA_VERSION,
-        "sites": [record.meta() for record in snapshot.records.values()],
-        "shapes": shapes,
-        **{key: getattr(snapshot, key) for key in ("gaps", "manifest", "coverage", "inputs")},
-    }
-    text = json.dumps(strict(manifest), allow_nan=False).encode()
-    flat = {name: np.concatenate([part.ravel() for part in parts]) for name, parts in pool.items()}
-    flat["manifest"] = np.frombuffer(text, dtype=np.uint8)
+    content = dump(snapshot)
     with atomic_file(path) as file:
-        np.savez_compressed(file, **flat)
+        file.write(content)
 
 
 def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
@@ -71,30 +61,84 @@ def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
     Raises:
         LoadError: The file is missing, damaged, of another kind or of a newer version.
     """
+    name = str(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        reason = f"cannot read {name!r}: {error.strerror or error}"
+        raise LoadError(reason, "give the path of a snapshot.npz") from error
+    return parse(content, name)
+
+
+def dump(snapshot: Snapshot, *, thin: bool = True) -> bytes:
+    """A snapshot as the bytes of its file.
+
+    Args:
+        snapshot: What to serialise.
+        thin: Whether row samples beyond :data:`SAMPLE_BUDGET` are thinned.
+    """
+    pool: dict[str, list[npt.NDArray[Any]]] = {}
+    keep = _sample_share(snapshot) if thin else 1.0
+    shapes = [_deposit(pool, _site_arrays(snapshot, name, keep)) for name in snapshot.records]
+    manifest = {
+        "format": "shiftscope-snapshot",
+        "schema_version": SCHEMA_VERSION,
+        "sites": [record.meta() for record in snapshot.records.values()],
+        "shapes": shapes,
+        **{key: getattr(snapshot, key) for key in ("gaps", "manifest", "coverage", "inputs")},
+    }
+    text = json.dumps(strict(manifest), allow_nan=False).encode()
+    flat: dict[str, Any] = {
+        name: np.concatenate([part.ravel() for part in parts]) for name, parts in pool.items()
+    }
+    flat["manifest"] = np.frombuffer(text, dtype=np.uint8)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **flat)
+    return buffer.getvalue()
+
+
+def parse(content: bytes, name: str = "the received snapshot") -> Snapshot:
+    """The inverse of :func:`dump`; nothing in the bytes is executed.
+
+    Args:
+        content: The bytes of a snapshot file.
+        name: What to call them in an error.
+
+    Returns:
+        The snapshot.
+
+    Raises:
+        LoadError: The bytes are damaged, of another kind or of a newer version.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             manifest = json.loads(bytes(archive["manifest"]).decode())
-            _check(manifest, path)
-            flat = {name: archive[name] for name in archive.files if name != "manifest"}
+            _check(manifest, name)
+            flat = {key: archive[key] for key in archive.files if key != "manifest"}
         return _assemble(manifest, flat)
-    except FileNotFoundError as error:
-        raise LoadError(
-            f"no snapshot at {str(path)!r}", "give the path of a snapshot.npz"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        EOFError,
+        zlib.error,
+    ) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise LoadError(
-            f"{str(path)!r} is not a readable shiftscope snapshot ({reason})",
+            f"{name!r} is not a readable shiftscope snapshot ({reason})",
             "give a snapshot.npz written by shiftscope analyze, ss.Snapshot.save or ss.watch",
         ) from error
 
 
-def _check(manifest: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def _check(manifest: Mapping[str, Any], name: str) -> None:
     if not isinstance(manifest, dict) or manifest.get("format") != "shiftscope-snapshot":
         raise ValueError("its manifest is of another kind")
     if int(manifest["schema_version"]) > SCHEMA_VERSION:
         raise LoadError(
-            f"{Path(path).name!r} has snapshot schema {manifest['schema_version']}, this version "
+            f"{name!r} has snapshot schema {manifest['schema_version']}, this version "
             f"reads up to {SCHEMA_VERSION}",
             "update shiftscope, or write the snapshot again with this version",
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def neuron_columns(record: SiteRecord, quantiles: Mapping[str, Array]) -> dict[s
         quantiles: ``[5, neurons]`` by stream, as far as they were sampled.
 
     Returns:
-        Column name to array ``[neurons]``; columns that do not apply are left out (NaN in the frame).
+        Column name to array ``[neurons]``; columns that do not apply are left out (NaN).
     """
     width = record.info.neurons
     out: dict[str, Any] = {"site": [record.info.site] * width, "neuron": np.arange(width)}
@@ -56,7 +57,7 @@ def neuron_columns(record: SiteRecord, quantiles: Mapping[str, Array]) -> dict[s
     if record.info.kind == "activation":
         out |= _mean_columns("a", record.streams.get("a"), width)
         out |= _gradient_columns("grad_a", record.streams.get("grad_a"), width)
-    for stream in ("z", "a"):
+    for stream in ("z", "a") if record.info.kind == "activation" else ("z",):
         table = quantiles.get(stream)
         if table is not None and table.shape[1] == width:
             out |= dict(zip(quantile_names(stream), table, strict=True))
@@ -124,7 +125,7 @@ def mean_variance(stream: Stream | None) -> float:
 def group_of_rows(count: int, groups: int) -> Sequence[slice]:
     """Cut ``count`` rows into nearly equal blocks, for the jackknife."""
     edges = np.linspace(0, count, groups + 1).astype(int)
-    return [slice(int(lo), int(hi)) for lo, hi in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(int(low), int(high)) for low, high in pairwise(edges)]
 
 
 def _z_columns(stream: Stream | None, width: int) -> dict[str, Any]:

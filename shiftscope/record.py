@@ -22,7 +22,12 @@ Array = npt.NDArray[np.float64]
 STREAMS = ("a", "z", "grad_z", "grad_a")
 """The four tensors of a site, in the order of one forward and one backward pass."""
 
-_TALLIES = {"moments": Moments, "extrema": Extrema, "counts": Counts, "sample": RowSample}
+_TALLIES: dict[str, Any] = {
+    "moments": Moments,
+    "extrema": Extrema,
+    "counts": Counts,
+    "sample": RowSample,
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Stream:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Stream:
         """The inverse of :meth:`to_arrays`."""
-        parts = {}
+        parts: dict[str, Any] = {}
         for name, tally in _TALLIES.items():
             own = {k.split(".", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{name}.")}
             parts[name] = tally.from_arrays(own) if own else None
@@ -80,11 +85,11 @@ class WeightFacts:
         row_sum: Sums ``w_i . 1``, ``[out]``.
         theta_ones: Angles between ``w_i`` and 1 in radians, ``[out]``; NaN for a zero row.
         bias: Biases, ``[out]``; NaN where the site has none.
-        shift: Predicted shifts ``w_i . mu`` (Kutsuna 2019, Proposition 2), ``[out]``; NaN unmeasured.
+        shift: Predicted shifts ``w_i . mu`` (Kutsuna 2019, Proposition 2), ``[out]``.
         mu: Mean input, unrolled for convolutions, ``[groups, fan_in]``; empty when unmeasured.
         group: Index of the group of each output channel, ``[out]``.
         xi: Mean squared column norm, with taps lost at borders left out for convolutions.
-        eta_map: Mean squared row norm with lost taps left out (equals mean ``norm2`` without padding).
+        eta_map: Mean squared row norm, with taps lost at borders left out.
     """
 
     rows: int

@@ -64,7 +64,7 @@ class Snapshot:
 
     @cached_property
     def quantiles(self) -> Mapping[str, Mapping[str, Array]]:
-        """Quantiles ``[5, neurons]`` by site and stream (those saved, else from the row samples)."""
+        """Quantiles ``[5, neurons]`` by site and stream: those saved, or from the samples."""
         return {
             name: self.kept_quantiles.get(name) or _quantiles_of(record)
             for name, record in self.records.items()

@@ -1,1 +1,1 @@
-"""Placeholder docstring: replaced by the package's own."""
+"""Capturing: finding every linear map and activation of a model, and reducing what flows there."""

@@ -1,0 +1,297 @@
+"""``ss.analyze``: run a model over data once, measured, and leave no trace."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import shiftscope
+from shiftscope.capture import distributed
+from shiftscope.capture.batches import Batch, Score, as_batch, loss_of
+from shiftscope.capture.coverage import coverage, forward_flops, missing
+from shiftscope.capture.pictures import pictures
+from shiftscope.capture.preserve import preserved
+from shiftscope.capture.probe import Attachment
+from shiftscope.capture.recorder import Recorder, Settings
+from shiftscope.capture.sites import unwrapped
+from shiftscope.errors import DataError, MeasureError, ShiftscopeError, UsageError
+from shiftscope.snapshot import Snapshot
+
+__all__ = ["analyze"]
+
+Progress = Callable[[int, int | None], None]
+
+
+def analyze(
+    model: nn.Module,
+    data: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    batches: int | None = None,
+    *,
+    sites: str | Iterable[str] = "*",
+    rows: int = 1024,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    inputs: Mapping[str, Any] | None = None,
+    manifest: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Snapshot:
+    """Measure means, variances, angles and gains at every linear and activation site.
+
+    The model is run as it stands (training or evaluation mode) on each batch, forward and, with a
+    loss, backward. Its parameters, gradients, buffers, modes and hooks, and all random
+    generators, are afterwards what they were before, also when the model raises. Under an
+    initialised ``torch.distributed`` group every rank measures the batches it is given and all
+    get the merged result; shard the data without duplicates for exact counts.
+
+    Args:
+        model: Any module; data-parallel and compile wrappers are looked through, and compiled
+            models run eagerly.
+        data: Iterable of ``x``, ``(x, y)`` or mappings of keyword inputs.
+        loss_fn: ``loss_fn(output, y) -> scalar``. None measures forward only, unless the output
+            carries a ``loss``.
+        batches: Number of batches to use; None for all.
+        sites: Pattern or patterns (``fnmatch``) of the sites to keep.
+        rows: Largest row sample for quantiles; exact quantiles up to that many rows.
+        dtype: Precision to run in. A different one than the model's is used on a copy;
+            ``torch.float64`` keeps the gradients of very deep networks above underflow.
+        device: Device to run on, on a copy if the model lives elsewhere; None stays.
+        seed: Seed of the row sample.
+        inputs: Statistics of the data, kept in the snapshot.
+        manifest: Further entries for the manifest (names, paths, specs).
+        progress: Called as ``progress(batches done, batches in all or None)``.
+
+    Returns:
+        The snapshot: ``.sites``, ``.neurons``, ``.gaps``, ``.save(path)``.
+
+    Raises:
+        UsageError: An argument has no meaning.
+        DataError: No batch, or batches the loss cannot take.
+        MeasureError: The model raised on a batch; or measuring failed on another rank.
+    """
+    _check(batches, rows)
+    job = _Job(_placed(unwrapped(model), dtype, device), loss_fn, dtype, rows, seed)
+    if distributed.world_size() == 1:
+        snapshot = job.run(data, batches, progress)
+    else:
+        snapshot = _on_all_ranks(job, data, batches, progress)
+    return _described(_selected(snapshot, sites), inputs, manifest)
+
+
+class _Job:
+    """One analysis on one process."""
+
+    def __init__(
+        self, model: nn.Module, loss_fn: Any, dtype: torch.dtype | None, rows: int, seed: int
+    ) -> None:
+        self.model, self.loss_fn, self.dtype = model, loss_fn, dtype
+        self.rows, self.seed = rows, seed
+        self.device = _device_of(model)
+        self.frozen = not any(p.requires_grad for p in model.parameters())
+        self.score = Score()
+        self.done, self.samples, self.backward, self.flops = 0, 0, False, 0.0
+
+    def run(self, data: Iterable[Any], batches: int | None, progress: Progress | None) -> Snapshot:
+        modules = sum(1 for _ in self.model.modules())
+        budget = max(2**19, 2**29 // max(1, modules))
+        recorder = Recorder(Settings(self.rows, self.seed, distributed.rank(), budget))
+        attachment = Attachment(self.model, recorder, unfuse=True)
+        total = batches if batches is not None else _length(data)
+        with preserved(self.model), _eagerly(), torch.inference_mode(False), torch.enable_grad():
+            for item in self._taken(data, batches):
+                self._measure(item, attachment)
+                if progress is not None:
+                    progress(self.done, total)
+        if not self.done:
+            raise DataError("the data gave no batch", "give an iterable with at least one batch")
+        return Snapshot(
+            records=recorder.records(),
+            gaps=tuple(missing(attachment)),
+            manifest=self._manifest(),
+            coverage=coverage(attachment, recorder.states, self.flops),
+            pictures=pictures(recorder.states),
+        )
+
+    def _taken(self, data: Iterable[Any], batches: int | None) -> Iterator[Batch]:
+        for index, item in enumerate(data):
+            if batches is not None and index >= batches:
+                return
+            batch = as_batch(item, self.loss_fn is not None)
+            if batch.samples:
+                yield batch.to(self.device, self.dtype or _float_dtype(self.model))
+
+    def _measure(self, batch: Batch, attachment: Attachment) -> None:
+        if self.frozen:
+            batch = batch.require_input_grad()
+        try:
+            if not self.done:
+                self.flops = forward_flops(
+                    self.model, lambda: self.model(*batch.args, **batch.kwargs)
+                )
+            with attachment:
+                output = self.model(*batch.args, **batch.kwargs)
+                loss = loss_of(output, batch, self.loss_fn)
+                if loss is not None and loss.requires_grad:
+                    self.backward = True
+                    _backward(loss, self.model, batch)
+        except ShiftscopeError:
+            raise
+        except Exception as error:
+            raise _model_error(error, self.done, batch) from error
+        self.score.add(output, batch, loss)
+        self.done, self.samples = self.done + 1, self.samples + batch.samples
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "shiftscope": shiftscope.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "device": str(self.device),
+            "dtype": str(_float_dtype(self.model)).removeprefix("torch."),
+            "mode": "train" if self.model.training else "eval",
+            "model": type(self.model).__name__,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "batches": self.done,
+            "samples": self.samples,
+            "rows": self.rows,
+            "seed": self.seed,
+            "ranks": distributed.world_size(),
+            "gradients": self.backward,
+            **self.score.summary(),
+        }
+
+
+def _on_all_ranks(
+    job: _Job, data: Iterable[Any], batches: int | None, progress: Progress | None
+) -> Snapshot:
+    try:
+        mine = job.run(data, batches, progress)
+    except Exception as error:
+        distributed.merge_over_ranks(
+            None, str(error).splitlines()[0] if str(error) else repr(error)
+        )
+        raise
+    return distributed.merge_over_ranks(mine)
+
+
+def _backward(loss: Tensor, model: nn.Module, batch: Batch) -> None:
+    """Run the backward pass for its hooks; gradients are neither accumulated nor kept."""
+    wanted: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    wanted += [
+        v
+        for v in (*batch.args, *batch.kwargs.values())
+        if isinstance(v, Tensor) and v.requires_grad
+    ]
+    try:
+        torch.autograd.grad(loss, wanted, allow_unused=True)
+    except RuntimeError as error:
+        # Reentrant checkpointing refuses autograd.grad; `preserved` puts the gradients back.
+        if "checkpoint" not in str(error).lower():
+            raise
+        for parameter in wanted:
+            parameter.grad = None
+        loss.backward()
+
+
+def _check(batches: int | None, rows: int) -> None:
+    if batches is not None and batches < 1:
+        raise UsageError(
+            f"batches must be at least 1, got {batches}", "leave it out to use all data"
+        )
+    if rows < 2:
+        raise UsageError(f"rows must be at least 2, got {rows}", "use the default of 1024")
+
+
+def _placed(
+    model: nn.Module, dtype: torch.dtype | None, device: torch.device | str | None
+) -> nn.Module:
+    here, current = _device_of(model), _float_dtype(model)
+    target = here if device is None else torch.device(device)
+    moves = target.type != here.type or (target.index is not None and target.index != here.index)
+    if not moves and dtype in (None, current):
+        return model
+    try:
+        return copy.deepcopy(model).to(device=target, dtype=dtype or current)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise MeasureError(
+            f"the model cannot be copied to {target}: {str(error).splitlines()[0]}",
+            "move it yourself, by model.to(...), and leave device and dtype out",
+        ) from error
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _float_dtype(model: nn.Module) -> torch.dtype | None:
+    for tensor in model.parameters():
+        if tensor.is_floating_point():
+            return tensor.dtype
+    return None
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def _eagerly() -> Any:
+    return torch.compiler.set_stance("force_eager")
+
+
+def _model_error(error: Exception, index: int, batch: Batch) -> MeasureError:
+    words = str(error).strip().splitlines()
+    return MeasureError(
+        f"the model raised {type(error).__name__} on batch {index} ({batch.shapes}): "
+        f"{words[0][:200] if words else ''}",
+        "check that the data have the shape, type and range the model was trained on",
+    )
+
+
+def _selected(snapshot: Snapshot, sites: str | Iterable[str]) -> Snapshot:
+    patterns = [sites] if isinstance(sites, str) else list(sites)
+    if "*" in patterns:
+        return snapshot
+    keep = {
+        name: record
+        for name, record in snapshot.records.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    if not keep:
+        known = ", ".join(list(snapshot.records)[:5])
+        raise UsageError(f"no site matches {patterns}", f"sites are named like: {known}")
+    return Snapshot(
+        keep,
+        snapshot.gaps,
+        snapshot.manifest,
+        snapshot.coverage,
+        snapshot.inputs,
+        snapshot.pictures,
+    )
+
+
+def _described(
+    snapshot: Snapshot, inputs: Mapping[str, Any] | None, manifest: Mapping[str, Any] | None
+) -> Snapshot:
+    return Snapshot(
+        snapshot.records,
+        snapshot.gaps,
+        {**snapshot.manifest, **(manifest or {})},
+        snapshot.coverage,
+        dict(inputs or snapshot.inputs),
+        snapshot.pictures,
+        snapshot.kept_quantiles,
+    )

@@ -1,0 +1,143 @@
+"""What was seen of a model, what was not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from shiftscope.capture.preserve import preserved
+from shiftscope.capture.probe import Attachment
+from shiftscope.capture.recorder import SiteState
+from shiftscope.capture.sites import Names, clean_path
+
+__all__ = ["coverage", "forward_flops", "missing"]
+
+_LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
+
+
+def missing(attachment: Attachment) -> list[tuple[str, str]]:
+    """Gaps: every weight-carrying module that was not measured, with the reason.
+
+    Args:
+        attachment: The attachment after its window.
+
+    Returns:
+        ``(module path, reason)``, those found while running first.
+    """
+    gaps = list(attachment.gaps)
+    known = {path for path, _ in gaps}
+    for module, path in attachment.names.paths.items():
+        if path not in known and (reason := _reason(attachment, module, path)) is not None:
+            gaps.append((path, reason))
+    return gaps
+
+
+def coverage(attachment: Attachment, states: dict[str, SiteState], flops: float) -> dict[str, Any]:
+    """Shares of parameters, operations and activations that were measured.
+
+    Args:
+        attachment: The attachment after its window.
+        states: The recorder's states.
+        flops: Operations of one forward pass (0 when they could not be counted).
+
+    Returns:
+        ``{"parameters" | "modules" | "flops" | "activations": {"seen": ..., "total": ...}}``;
+        parameters are those with two or more dimensions, look-up tables left out; flops are those
+        of all measured forward passes.
+    """
+    carriers = [(m, p) for m, p in attachment.names.paths.items() if weights_of(m)]
+    linear = [(m, p) for m, p in carriers if not isinstance(m, _LOOKUPS)]
+    seen = [(m, p) for m, p in linear if _owner(p) in attachment.measured]
+    idle = [
+        p
+        for m, p in attachment.names.paths.items()
+        if _is_activation(m) and p not in attachment.called
+    ]
+    active = sum(1 for state in states.values() if state.info.kind == "activation" and state.calls)
+    done = sum(_flops(state) for state in states.values())
+    total = flops * max(1, attachment.forwards)
+    return {
+        "parameters": {"seen": _count(seen), "total": _count(linear)},
+        "modules": {"seen": len(seen), "total": len(linear)},
+        "flops": {"seen": done, "total": max(total, done) if flops else None},
+        "activations": {"seen": active, "total": active + len(idle)},
+    }
+
+
+def forward_flops(model: nn.Module, run: Callable[[], Any]) -> float:
+    """Floating point operations of one forward pass, by torch's own counter; 0 if it fails.
+
+    Args:
+        model: The model; left as it was.
+        run: Runs the forward pass.
+    """
+    try:
+        with preserved(model), FlopCounterMode(display=False) as counter:
+            run()
+        return float(counter.get_total_flops())
+    except Exception:  # a counter that does not know an op must not stop the measurement
+        return 0.0
+
+
+def weights_of(module: nn.Module) -> list[Tensor]:
+    """A module's own weights: floating parameters of two or more dimensions."""
+    return [
+        p
+        for p in module._parameters.values()
+        if isinstance(p, Tensor)
+        and not isinstance(p, nn.UninitializedParameter)
+        and p.is_floating_point()
+        and p.dim() >= 2
+    ]
+
+
+def _reason(attachment: Attachment, module: nn.Module, path: str) -> str | None:
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        return "a lazy module that was not called: its weights do not exist yet"
+    if _is_quantised(module):
+        return "a quantised layer: its integer weights carry no preactivation statistics"
+    if not weights_of(module) or _owner(path) in attachment.measured:
+        return None
+    if path not in attachment.called and _owner(path) not in attachment.called:
+        return "not called"
+    if isinstance(module, _LOOKUPS):
+        return "a look-up table: no linear map is executed"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a TorchScript module: no hook and no mode sees its inside"
+    return "called, but no linear map with its weights was seen (fused or custom op)"
+
+
+def _owner(path: str) -> str:
+    """The module a parametrisation belongs to."""
+    return path.split(".parametrizations.")[0]
+
+
+def _count(carriers: list[tuple[nn.Module, str]]) -> int:
+    unique = {id(p): p.numel() for module, _ in carriers for p in weights_of(module)}
+    return sum(unique.values())
+
+
+def _is_activation(module: nn.Module) -> bool:
+    home = type(module).__module__ == "torch.nn.modules.activation"
+    return home and not isinstance(module, nn.MultiheadAttention)
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    return ".quantized" in type(module).__module__ and hasattr(module, "_packed_params")
+
+
+def _flops(state: SiteState) -> float:
+    if state.info.kind != "linear":
+        return 0.0
+    transposed = "transpose" in state.info.op
+    rows = state.seen.get("a" if transposed else "z", 0)
+    return 2.0 * rows * state.info.neurons * state.info.fan_in
+
+
+def names_of(model: nn.Module) -> list[str]:
+    """Clean module paths of a model, in its own order."""
+    return [clean_path(path) for path in Names(model).paths.values()]

@@ -1,0 +1,298 @@
+"""Accumulating tallies, site by site and stream by stream, on the device of the data.
+
+Nothing here installs a hook. The recorder is handed tensors, reduces each one at once and keeps
+O(neurons) numbers and a bounded sample of rows; it never waits for the device.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shiftscope.capture.activation_ops import ActivationOp
+from shiftscope.capture.linear_ops import LinearOp
+from shiftscope.capture.weights import MeanInput, weight_facts
+from shiftscope.record import SiteInfo, SiteRecord, Stream, WeightFacts
+from shiftscope.tally import Counts, Extrema, Moments, RowSample
+from shiftscope.theory.saturation import saturation_bounds
+
+__all__ = ["Recorder", "Settings", "SiteState"]
+
+_INPUT_ROWS = 128
+_RANK_STRIDE = 2**40
+_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to record.
+
+    Attributes:
+        rows: Largest number of rows sampled for each stream of a site.
+        seed: Seed of the row sample.
+        rank: Number of this process; ranks sample from disjoint row numbers.
+        sample_budget: Bytes of samples one site may hold.
+    """
+
+    rows: int = 1024
+    seed: int = 0
+    rank: int = 0
+    sample_budget: int = 2**25
+
+
+@dataclass
+class SiteState:
+    """The growing numbers of one site."""
+
+    info: SiteInfo
+    streams: dict[str, Stream] = field(default_factory=dict)
+    calls: int = 0
+    samples: int = 0
+    forward: int = -1
+    seen: dict[str, int] = field(default_factory=dict)
+    mean_input: MeanInput | None = None
+    weight: LinearOp | None = None
+    hooked: int = 0
+    arrived: int = 0
+    repeated: int = 0
+    notes: dict[str, None] = field(default_factory=dict)
+
+
+class Recorder:
+    """Records for one window.
+
+    Args:
+        settings: What to record.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.states: dict[str, SiteState] = {}
+        self._lock = threading.Lock()
+        self._memory = threading.local()
+
+    # -- forward ------------------------------------------------------------------------------
+
+    def linear(
+        self, site: str, module: str, op: LinearOp, out: Tensor, where: tuple[int, int]
+    ) -> SiteState:
+        """Record a linear op that has just run.
+
+        Args:
+            site: Its name.
+            module: Path of the module it ran in.
+            op: The parsed call.
+            out: Its output.
+            where: ``(number of this forward pass, samples in it)``.
+
+        Returns:
+            The site's state, for the gradients to come.
+        """
+        outputs = out if op.arrange_z is None else op.arrange_z(out)
+        inputs = op.x if op.arrange_x is None else op.arrange_x(op.x)
+        z_dim = op.z_dim if op.arrange_z is None else -1
+        x_dim = op.x_dim if op.arrange_x is None else -1
+        info = SiteInfo(
+            site, "linear", op.op, module, outputs.shape[z_dim], op.fan_in(outputs.shape[z_dim])
+        )
+        state = self._state(info)
+        z = self.reduce(state, "z", outputs, z_dim, bounds=None)
+        mean_input = MeanInput.of(op, inputs)
+        a = mean_input.moments if op.x2 is not None else self._inputs(state, inputs, x_dim)
+        with self._lock:
+            self._add(state, "z", z, outputs.numel() // max(1, info.neurons))
+            if a is not None:
+                self._add(state, "a", a, inputs.numel() // max(1, inputs.shape[x_dim]))
+            state.mean_input = mean_input.merge(state.mean_input)
+            _keep_weight(state, op)
+            self._count(state, where)
+        return state
+
+    def activation(
+        self, site: str, module: str, op: ActivationOp, dim: int, where: tuple[int, int]
+    ) -> tuple[SiteState, Stream]:
+        """Reduce the input of an activation op that is about to run.
+
+        Nothing is kept until :meth:`activated` is called: an op that raises leaves no trace.
+
+        Returns:
+            The site's state and the stream of z.
+        """
+        width = op.x.shape[dim]
+        info = SiteInfo(
+            site, "activation", op.op, module, width, 0, dict(op.params), op.elementwise
+        )
+        state = self._state(info)
+        bounds = saturation_bounds(op.op, op.params)
+        return state, self.reduce(state, "z", op.x, dim, bounds=bounds)
+
+    def activated(
+        self, state: SiteState, z: Stream, out: Tensor, dim: int, where: tuple[int, int]
+    ) -> None:
+        """Record an activation op that has just run."""
+        a = self.reduce(state, "a", out, dim, counts=False)
+        with self._lock:
+            self._add(state, "z", z, int(out.numel() // max(1, out.shape[dim])))
+            self._add(state, "a", a, int(out.numel() // max(1, out.shape[dim])))
+            self._count(state, where)
+
+    # -- backward -----------------------------------------------------------------------------
+
+    def gradient(self, state: SiteState, name: str, grad: Tensor, dim: int) -> None:
+        """Record one gradient stream; called from autograd's threads."""
+        if grad.shape[dim] == 0 or grad.is_sparse:
+            return
+        stream = self.reduce(state, name, grad.detach(), dim)
+        with self._lock:
+            self._add(state, name, stream, grad.numel() // grad.shape[dim])
+
+    # -- reductions ---------------------------------------------------------------------------
+
+    def reduce(
+        self,
+        state: SiteState,
+        name: str,
+        tensor: Tensor,
+        dim: int,
+        *,
+        bounds: tuple[float, float] | None = None,
+        counts: bool = True,
+        rows: int | None = None,
+    ) -> Stream:
+        """All tallies of one tensor; a tensor that was just reduced elsewhere is not read again."""
+        values = tensor.detach()
+        start = state.seen.get(name, 0) + self.settings.rank * _RANK_STRIDE
+        size = self._sample_size(values.shape[dim]) if rows is None else rows
+        known = self._recall(tensor, dim, start, size)
+        if known is None:
+            known = Stream(
+                Moments.of(values, dim),
+                Extrema.of(values, dim) if not name.startswith("grad") else None,
+                None,
+                RowSample.of(values, size, self.settings.seed, start, dim),
+            )
+            self._remember(tensor, dim, start, size, known)
+        if not counts:
+            return known
+        return replace(known, counts=Counts.of(values, dim, saturated_outside=bounds))
+
+    def _inputs(self, state: SiteState, inputs: Tensor, dim: int) -> Stream:
+        return self.reduce(state, "a", inputs, dim, rows=min(_INPUT_ROWS, self.settings.rows))
+
+    def _sample_size(self, width: int) -> int:
+        room = min(_ELEMENTS, self.settings.sample_budget // 16) // max(1, width)
+        return max(1, min(self.settings.rows, max(64, room)))
+
+    def _recall(self, tensor: Tensor, dim: int, start: int, size: int) -> Stream | None:
+        key = _identity(tensor, dim, start, size)
+        for reference, known, stream in getattr(self._memory, "last", ()):
+            if known == key and reference() is _anchor(tensor):
+                return stream  # type: ignore[no-any-return]
+        return None
+
+    def _remember(self, tensor: Tensor, dim: int, start: int, size: int, stream: Stream) -> None:
+        key = _identity(tensor, dim, start, size)
+        if key is None:
+            return
+        last = getattr(self._memory, "last", [])
+        self._memory.last = [*last[-3:], (weakref.ref(_anchor(tensor)), key, stream)]
+
+    # -- states -------------------------------------------------------------------------------
+
+    def _state(self, info: SiteInfo) -> SiteState:
+        with self._lock:
+            for name in _variants(info.site):
+                state = self.states.get(name)
+                if state is None:
+                    made = replace(info, site=name, order=len(self.states))
+                    return self.states.setdefault(name, SiteState(made))
+                if (state.info.neurons, state.info.kind, state.info.op) == (
+                    info.neurons,
+                    info.kind,
+                    info.op,
+                ):
+                    return state
+        raise StopIteration  # never: the variants of a name do not end
+
+    def _add(self, state: SiteState, name: str, stream: Stream, rows: int) -> None:
+        mine = state.streams.get(name)
+        if mine is not None and len(mine.moments.mean) != len(stream.moments.mean):
+            state.notes[f"{name} had several widths; only the first is kept"] = None
+            return
+        state.streams[name] = stream if mine is None else mine.merge(stream)
+        state.seen[name] = state.seen.get(name, 0) + rows
+
+    def _count(self, state: SiteState, where: tuple[int, int]) -> None:
+        forward, samples = where
+        state.calls += 1
+        if state.forward != forward:
+            state.forward, state.samples = forward, state.samples + samples
+
+    def records(self) -> dict[str, SiteRecord]:
+        """The frozen records, on the CPU."""
+        return {name: _freeze(state) for name, state in self.states.items() if state.calls}
+
+
+def _identity(tensor: Tensor, dim: int, start: int, size: int) -> tuple[Any, ...] | None:
+    if tensor.is_inference():
+        return None
+    place = (tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
+    return (place, tensor._version, dim % max(1, tensor.dim()), start, size)
+
+
+def _anchor(tensor: Tensor) -> Tensor:
+    # Views of one base are distinct Python objects that may share rows; the base tells them alike.
+    return tensor if tensor._base is None else tensor._base
+
+
+def _variants(site: str) -> Iterator[str]:
+    yield site
+    number = 2
+    while True:
+        yield f"{site}.{number}"
+        number += 1
+
+
+def _keep_weight(state: SiteState, op: LinearOp) -> None:
+    before = state.weight
+    if (
+        before is not None
+        and before.weight is not op.weight
+        and before.weight.shape != op.weight.shape
+    ):
+        state.notes["weights of several shapes; facts are of the last one"] = None
+    state.weight = replace(op, x=torch.empty(0), x2=None, weight=op.weight.detach())
+
+
+def _freeze(state: SiteState) -> SiteRecord:
+    notes = dict(state.notes)
+    if state.hooked and state.arrived < state.hooked:
+        notes[f"gradients of {state.arrived} of {state.hooked} calls arrived"] = None
+    if state.repeated:
+        notes[f"{state.repeated} calls were part of more than one backward pass"] = None
+    facts: WeightFacts | None = None
+    if state.weight is not None:
+        facts = weight_facts(state.weight, state.mean_input, _rows_of(state))
+        if facts is None:
+            notes["the weights could not be read"] = None
+    streams = {name: _to_cpu(stream) for name, stream in state.streams.items()}
+    return SiteRecord(state.info, state.calls, state.samples, streams, facts, tuple(notes))
+
+
+def _rows_of(state: SiteState) -> int:
+    return max(1, state.seen.get("z", 0))
+
+
+def _to_cpu(stream: Stream) -> Stream:
+    moved = {
+        name: tally.to("cpu")
+        for name in ("moments", "extrema", "counts", "sample")
+        if (tally := getattr(stream, name)) is not None
+    }
+    return replace(stream, **moved)

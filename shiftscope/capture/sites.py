@@ -1,0 +1,168 @@
+"""Names: which module an op belongs to, and what the site is called.
+
+A site is named by module path; ``path:op`` for a function called inside that module; ``.2``, ``.3``
+for its further places within one forward call. An op on weights that another module owns is named
+after the owner. Path and owner both fitting (tied weights), the running module wins.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["Frame", "Names", "clean_path", "unwrapped"]
+
+_WRAPPER_SEGMENTS = re.compile(
+    r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)(\.|$)"
+)
+_ACTIVATION_HOME = "torch.nn.modules.activation"
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module inside data-parallel and compile wrappers."""
+    wrappers = ("OptimizedModule", "DistributedDataParallel", "DataParallel")
+    inner = model
+    while type(inner).__name__ in wrappers:
+        inner = getattr(inner, "_orig_mod", None) or inner.module  # type: ignore[assignment]
+    return inner
+
+
+def clean_path(path: str) -> str:
+    """A module path without the segments that wrappers put in."""
+    return _WRAPPER_SEGMENTS.sub("", path).rstrip(".")
+
+
+@dataclass
+class Frame:
+    """One running call of a module.
+
+    Attributes:
+        path: The module's name.
+        module: The module.
+        counts: How often each op label was named in this call.
+        label: Overrides the op label while a fused op is looked into.
+    """
+
+    path: str
+    module: nn.Module
+    counts: dict[str, int] = field(default_factory=dict)
+    label: dict[str, str] = field(default_factory=dict)
+
+
+class Names:
+    """Module names and parameter owners of one model, read once.
+
+    Args:
+        model: The (unwrapped) model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.paths: dict[nn.Module, str] = {}
+        self.owners: dict[int, tuple[str, str]] = {}
+        # named_modules() visits a module that has two names once, under the first one.
+        for name, module in model.named_modules():
+            self.paths[module] = clean_path(name)
+        for module, path in self.paths.items():
+            # _parameters, not getattr: a parametrised weight would be recomputed by reading it,
+            # and a spectral norm would run a power iteration.
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    self.owners.setdefault(id(parameter), (path, key))
+
+    def linear(self, frame: Frame, op: str, weight: Tensor) -> str:
+        """The site of a linear op that runs inside ``frame``."""
+        if _holds(frame.module, weight):
+            return frame.path or self._function(frame, op)
+        owner = self.owner_of(weight)
+        if owner is not None and owner[1] == "weight":
+            return owner[0]
+        return self._function(frame, op)
+
+    def activation(self, frame: Frame, op: str) -> str:
+        """The site of an activation op that runs inside ``frame``."""
+        if type(frame.module).__module__ == _ACTIVATION_HOME and not frame.label:
+            return frame.path or op
+        return self._function(frame, op)
+
+    def owner_of(self, tensor: Any) -> tuple[str, str] | None:
+        """``(module path, parameter name)`` of a parameter or of a view of one."""
+        if not isinstance(tensor, Tensor):
+            return None
+        found = self.owners.get(id(tensor))
+        base = tensor._base
+        return found if found is not None or base is None else self.owners.get(id(base))
+
+    def is_weight(self, tensor: Any, frame: Frame) -> bool:
+        """Whether a tensor is a weight: a parameter, a view of one, or computed from one only."""
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            return False
+        if isinstance(tensor, nn.Parameter) or self.owner_of(tensor) is not None:
+            return True
+        if isinstance(tensor._base, nn.Parameter):
+            return True
+        if any(tensor is held for held in _held(frame.module)):
+            return True
+        return _derived_from_parameter(tensor)
+
+    def _function(self, frame: Frame, op: str) -> str:
+        label = frame.label.get(op, op)
+        count = frame.counts[label] = frame.counts.get(label, 0) + 1
+        return f"{frame.path}:{label}" + (f".{count}" if count > 1 else "")
+
+
+def _holds(module: nn.Module, weight: Tensor) -> bool:
+    """Whether ``weight`` is this module's own ``weight``, stored or computed."""
+    stored = module._parameters.get("weight", module.__dict__.get("weight"))
+    if stored is not None:
+        return weight is stored or weight._base is stored
+    former = module.__dict__.get("_former_parameters", {}).get("weight")
+    if former is not None:
+        return weight is former
+    parametrizations = module._modules.get("parametrizations")
+    return parametrizations is not None and "weight" in parametrizations._modules
+
+
+def _held(module: nn.Module) -> list[Tensor]:
+    places = (module._parameters, module.__dict__, module.__dict__.get("_former_parameters", {}))
+    return [value for place in places for value in place.values() if isinstance(value, Tensor)]
+
+
+_SHAPING = (
+    *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Expand", "Unsqueeze"),
+    *(
+        "Squeeze",
+        "Slice",
+        "Select",
+        "Split",
+        "ToCopy",
+        "Clone",
+        "Mul",
+        "Div",
+        "Add",
+        "Sub",
+        "Alias",
+    ),
+)
+
+
+def _derived_from_parameter(tensor: Tensor) -> bool:
+    """A tensor made from parameters by shaping and scaling alone (a mask, a transpose)."""
+    pending, found, steps = [tensor.grad_fn], False, 0
+    while pending:
+        node = pending.pop()
+        steps += 1
+        if node is None:
+            continue
+        name = node.name()
+        if name == "torch::autograd::AccumulateGrad":
+            if not isinstance(getattr(node, "variable", None), nn.Parameter):
+                return False
+            found = True
+        elif steps > 12 or not name.startswith(_SHAPING):
+            return False
+        else:
+            pending += [child for child, _ in node.next_functions]
+    return found
