@@ -538,6 +538,44 @@ def test_recording_never_waits_for_the_device(name: str, dtype: torch.dtype) -> 
     record(x.to("meta").to(dtype), dim)  # has no values that could be looked at
 
 
+class Largest(TorchDispatchMode):
+    """Remembers the most bytes any operation allocated outside the storage of `source`."""
+
+    def __init__(self, source: torch.Tensor) -> None:
+        super().__init__()
+        self.source, self.bytes = source.untyped_storage().data_ptr(), 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, (tuple, list)) else [result]:
+            storage = part.untyped_storage() if isinstance(part, torch.Tensor) else None
+            if storage is not None and storage.data_ptr() != self.source:
+                self.bytes = max(self.bytes, storage.nbytes())
+        return result
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "turn"),
+    [
+        ((60_000, 64), -1, lambda x: x),
+        ((16, 64, 60, 60), 1, lambda x: x),
+        ((16, 60, 60, 64), 1, lambda x: x.movedim(-1, 1)),
+        ((64, 8, 120, 64), -1, lambda x: x.transpose(1, 2)),
+        ((1, 60, 64), -1, lambda x: x.expand(1000, 60, 64)),
+    ],
+)
+def test_temporaries_stay_small(
+    shape: tuple[int, ...], dim: int, turn: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    x = turn(torch.zeros(shape))
+    with Largest(x) as largest:
+        record(x, dim)
+    rows = x.numel() // x.shape[dim]
+    assert largest.bytes <= max(1 << 20, 8 * rows)  # row numbers and weights: 8 bytes a row
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", LAYOUTS)

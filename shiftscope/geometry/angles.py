@@ -25,8 +25,8 @@ __all__ = [
     "xi",
 ]
 
-_BLOCK = 1 << 20
-"""Elements converted to float64 at once: 8 MB a temporary, and no function needs more than four."""
+_BLOCK = 1 << 19
+"""Elements converted to float64 at once: 4 MB for each of a handful of temporaries."""
 
 
 def angle(u: Tensor, v: Tensor, dim: int = -1) -> Tensor:

@@ -269,7 +269,8 @@ class PatchMap:
 
     def _on(self, device: torch.device | str, name: str) -> list[Tensor]:
         """One table for each dimension, as float64 on `device`."""
-        return [torch.from_numpy(table(axis, name)).to(device) for axis in self._axes()]
+        tables = [torch.from_numpy(table(axis, name)) for axis in self._axes()]
+        return [values.to(device, non_blocking=True) for values in tables]
 
     def _axes(self) -> list[Axis]:
         sizes = self.output_size
