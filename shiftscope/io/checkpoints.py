@@ -165,7 +165,8 @@ def _beside(content: Any, candidates: list[Candidate]) -> dict[str, Any]:
     if not isinstance(content, dict) or any(not c.path and not c.others for c in candidates):
         return {}
     weights = {candidate.path[0] for candidate in candidates if candidate.path}
-    return plain_values({key: value for key, value in content.items() if key not in weights})
+    rest = {k: v for k, v in content.items() if k not in weights and "optim" not in str(k).lower()}
+    return plain_values(rest)
 
 
 def _format(kind: Format, content: Any) -> str:

@@ -123,7 +123,7 @@ def _sniff_folder(path: Path) -> Format:
     if folder_member(path) is not None:
         return Format.SHARDED
     raise LoadError(
-        f"{path} is a folder without .metadata, model.safetensors or an index of shards",
+        f"{path} holds no weights: a folder without .metadata or model.safetensors",
         "name the checkpoint file inside it",
     )
 

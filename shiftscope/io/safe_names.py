@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 from torch._weights_only_unpickler import _get_allowed_globals
 
 __all__ = ["known_to_torch", "stand_ins", "unknown_names"]
@@ -111,7 +112,8 @@ def unknown_names(names: Iterable[str]) -> list[str]:
 
 
 def _modern(name: str) -> str:
-    """Python 2's ``__builtin__`` and ``copy_reg`` under today's names, as torch reads them."""
+    """A name of Python 2 (``__builtin__.long``) under today's name, as torch's unpickler reads it."""
     module, _, last = name.rpartition(".")
-    renamed = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
-    return f"{renamed}.{last}" if renamed else last
+    if (module, last) in NAME_MAPPING:
+        module, last = NAME_MAPPING[module, last]
+    return f"{IMPORT_MAPPING.get(module, module)}.{last}"

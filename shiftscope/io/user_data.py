@@ -97,8 +97,8 @@ class _DatasetSource:
 
 
 def _from_batches(content: Iterable[Any], spec: str, shown: str, plan: Plan) -> LoadedData:
-    first = next(iter(content), None)
-    if first is None:
+    first = next(_seeded(content, plan.seed), _NOTHING)
+    if first is _NOTHING:
         raise DataError(f"{shown}: the data set is empty", "return at least one batch")
     x, y = _split(first, shown, 0)
     if plan.normalization is not None:
@@ -118,7 +118,7 @@ def _from_batches(content: Iterable[Any], spec: str, shown: str, plan: Plan) -> 
 
 def _iterate_batches(content: Iterable[Any], shown: str, plan: Plan) -> Iterator[Batch]:
     """Whole batches go to the processes in turn."""
-    for number, batch in enumerate(content):
+    for number, batch in enumerate(_seeded(content, plan.seed)):
         if plan.batches is not None and number >= plan.batches:
             return
         if number % plan.world_size != plan.rank:
@@ -127,6 +127,24 @@ def _iterate_batches(content: Iterable[Any], shown: str, plan: Plan) -> Iterator
         if plan.normalization is not None:
             x = plan.normalization(x)
         yield x if y is None else (x, y)
+
+
+def _seeded(content: Iterable[Any], seed: int) -> Iterator[Any]:
+    """Iterate with the same shuffling each time, and leave the global random state alone.
+
+    A torch DataLoader draws its seeds from the global generator when it starts and with its first
+    batch; both happen in here.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        batches = iter(content)
+        first = next(batches, _NOTHING)
+    if first is not _NOTHING:
+        yield first
+    yield from batches
+
+
+_NOTHING = object()
 
 
 def _split(batch: Any, shown: str, number: int) -> tuple[Tensor, Tensor | None]:
