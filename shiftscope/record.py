@@ -19,8 +19,9 @@ __all__ = ["STREAMS", "SiteInfo", "SiteRecord", "Stream", "WeightFacts"]
 
 Array = npt.NDArray[np.float64]
 
-STREAMS = ("a", "z", "grad_z", "grad_a")
-"""The four tensors of a site, in the order of one forward and one backward pass."""
+STREAMS = ("a", "z", "grad_z", "grad_a", "grad_z_paired")
+"""The four tensors of a site, in the order of one forward and one backward pass; and, where some
+calls had inputs that need no gradient, the part of grad_z that has a grad_a to be compared with."""
 
 _TALLIES: dict[str, Any] = {
     "moments": Moments,
@@ -169,6 +170,7 @@ class SiteRecord:
         streams: Tallies by stream name.
         weights: Facts of the weights, for linear sites.
         notes: Sentences a reader must know about these numbers.
+        paired: Whether the gradients of z and a come from the same calls (else no gain).
     """
 
     info: SiteInfo
@@ -177,6 +179,7 @@ class SiteRecord:
     streams: Mapping[str, Stream] = field(default_factory=dict)
     weights: WeightFacts | None = None
     notes: tuple[str, ...] = ()
+    paired: bool = True
 
     def merge(self, other: SiteRecord) -> SiteRecord:
         """Combine two records of the same site."""
@@ -188,6 +191,7 @@ class SiteRecord:
             streams={n: _merge_optional(self.streams.get(n), other.streams.get(n)) for n in names},
             weights=_merge_optional(self.weights, other.weights),
             notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
+            paired=self.paired and other.paired,
         )
 
     def meta(self) -> dict[str, Any]:
@@ -198,6 +202,7 @@ class SiteRecord:
             "calls": self.calls,
             "samples": self.samples,
             "notes": list(self.notes),
+            "paired": self.paired,
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -226,6 +231,7 @@ class SiteRecord:
             },
             weights=WeightFacts.from_arrays(weights) if weights else None,
             notes=tuple(meta["notes"]),
+            paired=bool(meta["paired"]),
         )
 
 

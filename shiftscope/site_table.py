@@ -128,7 +128,7 @@ def _linear_columns(record: SiteRecord, notes: list[str]) -> dict[str, Any]:
     if usable:
         row["eta_measured"] = ratio(mean_variance(z), inputs)
         row["eta_pooled"] = ratio(float(pooled.total), inputs)
-    row["xi_measured"] = _paired_gain(record, "grad_a", "grad_z", notes)
+    row["xi_measured"] = _paired_gain(record, "grad_a", "grad_z")
     return row
 
 
@@ -169,7 +169,7 @@ def _activation_columns(record: SiteRecord, notes: list[str]) -> dict[str, Any]:
     if a is not None and record.info.elementwise and _usable(z):
         row["phi_fw"] = ratio(mean_variance(a), mean_variance(z))
     if record.info.elementwise:
-        row["phi_bw"] = _paired_gain(record, "grad_z", "grad_a", notes)
+        row["phi_bw"] = _paired_gain(record, "grad_z", "grad_a")
         row |= _theory(record, z, notes)
     return row
 
@@ -191,12 +191,10 @@ def _theory(record: SiteRecord, z: Stream, notes: list[str]) -> dict[str, Any]:
     }
 
 
-def _paired_gain(record: SiteRecord, top: str, bottom: str, notes: list[str]) -> float:
-    upper, lower = record.streams.get(top), record.streams.get(bottom)
-    if upper is None or lower is None:
-        return math.nan
-    if int(upper.moments.count.max()) != int(lower.moments.count.max()):
-        notes.append(f"{top} and {bottom} come from different calls: no backward gain")
+def _paired_gain(record: SiteRecord, top: str, bottom: str) -> float:
+    pairs = record.streams.get("grad_z_paired", record.streams.get("grad_z"))
+    upper, lower = (pairs if n == "grad_z" else record.streams.get(n) for n in (top, bottom))
+    if upper is None or lower is None or not record.paired:
         return math.nan
     return ratio(mean_variance(upper), mean_variance(lower))
 

@@ -47,10 +47,12 @@ def hook_linear(
     call = _Call(recorder, state)
     core = core_node(out) if op.core else None
     node = out.grad_fn if core is None else core
-    node.register_hook(_Outgoing(call, "grad_z", _z_layout(op, core is not None, out)))
+    shared = edge is not None and op.x2 is None
+    name = "grad_z" if shared else "grad_z_alone"
+    node.register_hook(_Outgoing(call, name, _z_layout(op, core is not None, out)))
     if count:
         state.hooked += 1
-    if edge is not None and op.x2 is None:
+    if edge is not None and shared:
         _hook_share(call, out, edge, _x_layout(op))
 
 
@@ -113,6 +115,7 @@ class _Outgoing:
         self.call.fired += 1
         if self.call.fired == 1:
             self.call.state.arrived += 1
+            self.call.state.shares_due += self.name != "grad_z_alone"
         else:
             self.call.state.repeated += 1
         self.call.record(self.name, grad_outputs[0], self.arrange)
@@ -135,6 +138,7 @@ class _Shares:
         if self.parts == self.expected:
             total, self.parts, self.total = self.total, 0, None
             if total is not None:
+                self.call.state.shares += self.call.fired <= 1
                 self.call.record(self.name, total, self.arrange)
 
 

@@ -31,11 +31,13 @@ class FusedOp:
         run: ``(func, args, kwargs, label)`` to the function's own result, through visible parts.
         obstacle: Why this call cannot be unfused exactly; None when it can.
         labels: Op labels inside: what the parts are called in site names.
+        pooled: Whether its parts run once a time step, and are one place each.
     """
 
     run: Callable[[Any, tuple[Any, ...], Mapping[str, Any], dict[str, str]], Any]
     obstacle: Callable[[tuple[Any, ...], Mapping[str, Any]], str | None]
     labels: Mapping[str, str] = field(default_factory=dict)
+    pooled: bool = False
 
 
 def _never(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
@@ -67,7 +69,7 @@ def _recurrent(run: Callable[..., Any]) -> FusedOp:
     ) -> Any:
         return run(args, kwargs, label)
 
-    return FusedOp(unfused, recurrent.obstacle)
+    return FusedOp(unfused, recurrent.obstacle, pooled=True)
 
 
 def _cell(run: Callable[..., Any]) -> FusedOp:
@@ -76,7 +78,7 @@ def _cell(run: Callable[..., Any]) -> FusedOp:
     ) -> Any:
         return run(*args, label=label, **kwargs)
 
-    return FusedOp(unfused, _never)
+    return FusedOp(unfused, _never, pooled=True)
 
 
 FUSED_OPS: dict[Any, FusedOp] = {

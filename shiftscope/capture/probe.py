@@ -216,7 +216,7 @@ class Attachment:
         if reason is not None:
             self.gap(frame.path, reason)
             return func(*args, **kwargs)
-        inner = Frame(frame.path, frame.module, frame.counts, dict(fused.labels))
+        inner = Frame(frame.path, frame.module, frame.counts, dict(fused.labels), fused.pooled)
         self.stack.append(inner)
         try:
             with _Mode(self):

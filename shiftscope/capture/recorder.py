@@ -18,7 +18,7 @@ from torch import Tensor
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.weights import MeanInput, weight_facts
-from shiftscope.record import SiteInfo, SiteRecord, Stream, WeightFacts
+from shiftscope.record import STREAMS, SiteInfo, SiteRecord, Stream, WeightFacts
 from shiftscope.tally import Counts, Extrema, Moments, RowSample
 from shiftscope.theory.saturation import saturation_bounds
 
@@ -61,6 +61,8 @@ class SiteState:
     hooked: int = 0
     arrived: int = 0
     repeated: int = 0
+    shares_due: int = 0
+    shares: int = 0
     notes: dict[str, None] = field(default_factory=dict)
 
 
@@ -281,8 +283,31 @@ def _freeze(state: SiteState) -> SiteRecord:
         facts = weight_facts(state.weight, state.mean_input, _rows_of(state))
         if facts is None:
             notes["the weights could not be read"] = None
-    streams = {name: _to_cpu(stream) for name, stream in state.streams.items()}
-    return SiteRecord(state.info, state.calls, state.samples, streams, facts, tuple(notes))
+    if state.shares != state.shares_due:
+        notes[
+            f"{state.shares} of {state.shares_due} calls gave an input gradient: no backward gain"
+        ] = None
+    streams = {name: _to_cpu(stream) for name, stream in _all_gradients(state.streams).items()}
+    return SiteRecord(
+        state.info,
+        state.calls,
+        state.samples,
+        {name: streams[name] for name in STREAMS if name in streams},
+        facts,
+        tuple(notes),
+        paired=state.shares == state.shares_due,
+    )
+
+
+def _all_gradients(streams: dict[str, Stream]) -> dict[str, Stream]:
+    """Calls whose input needs no gradient count for grad_z, but not for the backward gain."""
+    alone = streams.get("grad_z_alone")
+    if alone is None:
+        return streams
+    paired = streams.get("grad_z")
+    if paired is None:
+        return streams | {"grad_z": alone}
+    return streams | {"grad_z": paired.merge(alone), "grad_z_paired": paired}
 
 
 def _rows_of(state: SiteState) -> int:

@@ -44,12 +44,14 @@ class Frame:
         module: The module.
         counts: How often each op label was named in this call.
         label: Overrides the op label while a fused op is looked into.
+        pooled: Whether further calls of one label are the same place (time steps of a loop).
     """
 
     path: str
     module: nn.Module
     counts: dict[str, int] = field(default_factory=dict)
     label: dict[str, str] = field(default_factory=dict)
+    pooled: bool = False
 
 
 class Names:
@@ -109,6 +111,8 @@ class Names:
 
     def _function(self, frame: Frame, op: str) -> str:
         label = frame.label.get(op, op)
+        if frame.pooled:
+            return f"{frame.path}:{label}"
         count = frame.counts[label] = frame.counts.get(label, 0) + 1
         return f"{frame.path}:{label}" + (f".{count}" if count > 1 else "")
 
