@@ -1,8 +1,7 @@
 """How a convolution reads its input: patch means, unrolled kernels, norms at every pixel.
 
-A convolution is a sparse matrix. Per spatial dimension, one small table says which input position
-each tap of each output position reads; all sums over patches factor over the dimensions, so
-neither the patches nor the matrix is ever stored.
+Per spatial dimension, one small table says how often each tap reads each position. All sums over
+patches factor over the dimensions, so neither patches nor the sparse matrix are ever stored.
 """
 
 from __future__ import annotations
@@ -15,20 +14,18 @@ import torch
 from torch import Tensor
 
 from shiftscope.errors import UsageError
+from shiftscope.geometry.arguments import Padding, Size, each, pairs
 from shiftscope.geometry.axis import Axis, table
 
 __all__ = ["PatchMap"]
 
-Size = int | Sequence[int]
 _MODES = ("zeros", "circular", "reflect", "replicate")
 _IN, _OUT, _TAP, _TAP2 = "ijk", "xyz", "uvw", "rst"
 
 
 @dataclass(frozen=True)
 class PatchMap:
-    """A convolution's reading of its input, for 1 to 3 spatial dimensions.
-
-    Build it with `PatchMap.of_conv`, which checks and completes the arguments.
+    """A convolution's reading of its input, in 1 to 3 dimensions; built by `PatchMap.of_conv`.
 
     Args:
         input_size: Input positions along each spatial dimension.
@@ -58,7 +55,7 @@ class PatchMap:
         input_size: Sequence[int],
         kernel_size: Size,
         stride: Size = 1,
-        padding: str | int | Sequence[int | tuple[int, int]] = 0,
+        padding: Padding = 0,
         dilation: Size = 1,
         output_padding: Size = 0,
         groups: int = 1,
@@ -85,14 +82,14 @@ class PatchMap:
             UsageError: The arguments describe no convolution, or one without output.
         """
         n = len(input_size)
-        taps, dil = _each(kernel_size, n, "kernel_size"), _each(dilation, n, "dilation")
+        taps, dil = each(kernel_size, n, "kernel_size"), each(dilation, n, "dilation")
         result = cls(
             tuple(int(s) for s in input_size),
             taps,
-            _each(stride, n, "stride"),
-            _pairs(padding, taps, dil),
+            each(stride, n, "stride"),
+            pairs(padding, taps, dil),
             dil,
-            _each(output_padding, n, "output_padding"),
+            each(output_padding, n, "output_padding"),
             groups,
             transposed,
             padding_mode,
@@ -230,7 +227,7 @@ class PatchMap:
             weight: The convolution's weight, as it stores it.
 
         Returns:
-            [C_out, *output_size] in float64; its sum equals the sum of `xi_map`.
+            [C_out, *output_size] in float64; sums up to the same as `xi_map`.
 
         Raises:
             UsageError: The weight is not one of this convolution.
@@ -301,36 +298,4 @@ class PatchMap:
             )
         numbers = (*self.kernel_size, *self.stride, *self.dilation, self.groups, *self.output_size)
         if min(numbers) < 1:
-            raise UsageError(
-                f"no output: {self}", "Give positive sizes and an input larger than the kernel."
-            )
-
-
-def _each(value: Size, n: int, name: str) -> tuple[int, ...]:
-    values = (value,) * n if isinstance(value, int) else tuple(int(v) for v in value)
-    if len(values) != n:
-        raise UsageError(
-            f"{name} has {len(values)} values for {n} dimensions", "Give one number or one each."
-        )
-    return values
-
-
-def _pairs(
-    padding: str | int | Sequence[int | tuple[int, int]],
-    taps: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> tuple[tuple[int, int], ...]:
-    if padding == "same":
-        spans = [dil * (k - 1) for k, dil in zip(taps, dilation, strict=True)]
-        return tuple((span // 2, span - span // 2) for span in spans)
-    if isinstance(padding, str):
-        if padding != "valid":
-            raise UsageError(f"unknown padding {padding!r}", "Use numbers, 'same' or 'valid'.")
-        padding = 0
-    values = (padding,) * len(taps) if isinstance(padding, int) else tuple(padding)
-    if len(values) != len(taps):
-        raise UsageError(
-            f"padding has {len(values)} values for {len(taps)} dimensions",
-            "Give one number, one for each dimension, or (left, right) pairs.",
-        )
-    return tuple((v, v) if isinstance(v, int) else (int(v[0]), int(v[1])) for v in values)
+            raise UsageError(f"no output: {self}", "Give positive sizes, the kernel within them.")
