@@ -12,6 +12,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Finding": "findings",
+    "Thresholds": "findings",
+    "diagnose": "findings",
+    "verdict": "findings",
     "analyze": "capture.analyze",
     "constrain": "fix.constrain",
     "DataError": "errors",

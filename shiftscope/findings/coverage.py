@@ -1,0 +1,62 @@
+"""What was not measured: gaps, coverage, missing gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shiftscope.findings.finding import Evidence, Finding
+from shiftscope.findings.reading import Reading, known
+from shiftscope.findings.thresholds import Thresholds
+
+__all__ = ["coverage", "seen_share"]
+
+
+def coverage(reading: Reading, thresholds: Thresholds) -> Finding | None:
+    """Tell what was not measured, so that silence is never taken for health.
+
+    Args:
+        reading: The snapshot.
+        thresholds: Limits (none is used).
+
+    Returns:
+        One finding of severity info, or None when everything was measured.
+    """
+    gaps = tuple(reading.snapshot.gaps)
+    backward = any(known(row.get("grad_z_var")) for row in reading.linear)
+    seen = seen_share(reading.snapshot.coverage, "parameters")
+    partly = seen is not None and seen < 1.0
+    if not gaps and backward and not partly:
+        return None
+    parts = [f"{len(gaps)} modules"] if gaps else []
+    parts += [] if backward else ["gradients"]
+    parts = parts or ["some parameters"]
+    evidence = {"gaps": Evidence(len(gaps), unit="modules")}
+    if seen is not None:
+        evidence["parameters_seen"] = Evidence(seen, unit="of the parameters")
+    return Finding(
+        cause="coverage",
+        severity="info",
+        title=f"Not measured: {' and '.join(parts)}",
+        sites=tuple(dict.fromkeys(str(module) for module, _ in gaps)),
+        evidence=evidence,
+        threshold=("coverage", 1.0),
+        source="everything that carries weights is to be measured, or named with the reason",
+        explanation=(
+            "What was not measured is not known to be healthy. The reasons stand under coverage."
+        ),
+        advice=(
+            "Nothing, if these parts do not matter here."
+            if backward
+            else "Give a loss (loss_fn, --loss) to have gradients measured too."
+        ),
+    )
+
+
+def seen_share(table: Mapping[str, Any], name: str) -> float | None:
+    """Share seen of one row of the coverage table, None where it is not known."""
+    row = table.get(name)
+    if not isinstance(row, Mapping):
+        return None
+    seen, total = row.get("seen"), row.get("total")
+    return float(seen or 0) / float(total) if known(seen) and known(total) and total else None

@@ -1,0 +1,134 @@
+"""From a snapshot to findings, worst first, and to one verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shiftscope.findings.coverage import coverage
+from shiftscope.findings.finding import Finding, severity_rank
+from shiftscope.findings.gradients import exploding_gradient, vanishing_gradient
+from shiftscope.findings.learning import not_learning
+from shiftscope.findings.numerics import below_resolution, non_finite
+from shiftscope.findings.reading import Reading, known
+from shiftscope.findings.shift import activation_shift
+from shiftscope.findings.thresholds import Thresholds
+from shiftscope.findings.units import dead_units, saturation
+from shiftscope.findings.variance import variance_collapse, weight_scale
+
+if TYPE_CHECKING:
+    from shiftscope.snapshot import Snapshot
+
+__all__ = ["diagnose", "verdict"]
+
+_RULES = (
+    non_finite,
+    activation_shift,
+    weight_scale,
+    exploding_gradient,
+    vanishing_gradient,
+    variance_collapse,
+    saturation,
+    dead_units,
+    below_resolution,
+    coverage,
+)
+
+_BLOCKING = ("activation_shift", "weight_scale", "saturation", "vanishing_gradient")
+_CAUSED_BY = {
+    "exploding_gradient": ("weight_scale",),
+    "vanishing_gradient": ("activation_shift", "weight_scale", "saturation", "dead_units"),
+    "variance_collapse": ("activation_shift", "weight_scale", "dead_units"),
+    "dead_units": ("activation_shift",),
+    "below_resolution": ("activation_shift", "variance_collapse"),
+    "not_learning": ("non_finite", *_BLOCKING, "exploding_gradient", "dead_units"),
+}
+"""Cause -> the causes it may be a consequence of, the likeliest first."""
+
+
+def diagnose(snapshot: Snapshot, thresholds: Thresholds | None = None) -> list[Finding]:
+    """Say what is wrong with a network, on which numbers, and what to do.
+
+    Args:
+        snapshot: What was measured.
+        thresholds: Limits; the defaults carry their sources.
+
+    Returns:
+        Findings, worst first: one for each cause, with all its sites. An empty list means that
+        nothing was found among what was measured.
+    """
+    limits = thresholds or Thresholds()
+    reading = Reading(snapshot)
+    found = [finding for rule in _RULES if (finding := rule(reading, limits)) is not None]
+    learning = not_learning(reading, limits, found)
+    if learning is not None:
+        found.append(learning)
+    return sorted(_linked(found), key=lambda finding: finding.rank)
+
+
+def verdict(findings: Sequence[Finding], snapshot: Snapshot) -> dict[str, str]:
+    """The diagnosis in one sentence.
+
+    Args:
+        findings: What :func:`diagnose` returned.
+        snapshot: The snapshot it was given.
+
+    Returns:
+        ``{"severity": ..., "sentence": ...}``; severity is that of the worst finding.
+    """
+    told = [finding for finding in findings if finding.severity != "info"]
+    if not told:
+        return {"severity": "info", "sentence": _all_clear(findings, snapshot)}
+    first, rest = told[0], told[1:]
+    following = sum(1 for finding in rest if finding.follows_from)
+    return {
+        "severity": first.severity,
+        "sentence": f"{first.title}.{_remainder(len(rest), following)}",
+    }
+
+
+def _linked(found: list[Finding]) -> list[Finding]:
+    by_cause = {finding.cause: finding for finding in found}
+    return [_with_origin(finding, by_cause) for finding in found]
+
+
+def _with_origin(finding: Finding, by_cause: dict[str, Finding]) -> Finding:
+    for cause in _CAUSED_BY.get(finding.cause, ()):
+        origin = by_cause.get(cause)
+        if origin is not None and _explains(origin, finding):
+            told = f"It follows from {cause.replace('_', ' ')}. {finding.explanation}"
+            return replace(finding, follows_from=cause, explanation=told)
+    return finding
+
+
+def _explains(origin: Finding, finding: Finding) -> bool:
+    """Whether the origin is a fault itself, and as bad as the effect (or serious at least)."""
+    level = severity_rank(origin.severity)
+    needed = min(severity_rank(finding.severity), severity_rank("serious"))
+    return level >= max(needed, severity_rank("watch"))
+
+
+def _remainder(count: int, following: int) -> str:
+    if not count:
+        return ""
+    further = f" {count} further finding{'s' if count > 1 else ''}"
+    if following == count:
+        return f"{further} follow{'' if count > 1 else 's'} from it."
+    return f"{further}{f', {following} of which follow from others' if following else ''}."
+
+
+def _all_clear(findings: Sequence[Finding], snapshot: Snapshot) -> str:
+    reading = Reading(snapshot)
+    places = len(reading.rows)
+    measured = any(known(row.get("shift_share")) for row in reading.rows)
+    backward = any(known(row.get("grad_z_var")) for row in reading.linear)
+    if not places:
+        return "Nothing was measured: no linear map and no activation function was seen."
+    if not measured:
+        return f"Weights only: {places} sites, no data went through, so no verdict on signals."
+    if not backward:
+        return f"No fault found in the forward pass at {places} sites; gradients were not measured."
+    remarks = len(findings)
+    tail = f" ({remarks} remark{'s' if remarks > 1 else ''})" if remarks else ""
+    return f"No fault found at {places} sites, forward and backward{tail}."
