@@ -1,0 +1,236 @@
+"""The figures of a report: which ones, of which sites, with the words that stand beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from shiftscope.draw.angles import angle_histograms
+from shiftscope.draw.boxes import neuron_boxes
+from shiftscope.draw.heatmaps import stripes
+from shiftscope.draw.layers import layer_boxes
+from shiftscope.draw.names import thinned
+from shiftscope.draw.predicted import predicted_against_measured
+from shiftscope.draw.profile import depth_profile
+from shiftscope.draw.quantiles import BANDS, BOXES
+from shiftscope.draw.style import MANY, drawing, new_figure
+from shiftscope.draw.tables import column
+from shiftscope.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from shiftscope.findings import Finding
+
+__all__ = ["NamedFigure", "figures"]
+
+_SHOWN = 3
+"""Sites whose neurons are shown: the first, a middle or the worst one, the last."""
+
+
+@dataclass(frozen=True)
+class NamedFigure:
+    """A figure with its words.
+
+    Attributes:
+        name: Identifier, fit for a file name and an anchor.
+        title: A few words.
+        caption: What is drawn and how to read it, one to three sentences.
+        alt: What the figure shows here, in one sentence with its numbers.
+        figure: The drawing.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    figure: Figure
+
+
+def figures(snapshot: Snapshot, findings: Sequence[Finding] = ()) -> list[NamedFigure]:
+    """Draw the figures of a report.
+
+    Args:
+        snapshot: What was measured.
+        findings: What was concluded, worst first; their sites are shown first and marked.
+
+    Returns:
+        The figures that this snapshot has data for, most telling first; never an empty one. A
+        snapshot without sites has none.
+    """
+    drawn = [
+        _profile(snapshot, findings),
+        _layers(snapshot),
+        _neurons(snapshot, findings),
+        _stripes(snapshot, findings),
+        _angles(snapshot),
+        _predicted(snapshot, findings),
+    ]
+    return [figure for figure in drawn if figure is not None]
+
+
+def ranked_sites(snapshot: Snapshot, findings: Sequence[Finding] = ()) -> list[str]:
+    """Sites from the most to the least in need of a look.
+
+    Args:
+        snapshot: What was measured.
+        findings: What was concluded, worst first.
+
+    Returns:
+        The sites of findings in their order, then all others by falling shift share.
+    """
+    sites = snapshot.sites
+    share = column(sites, "shift_share")
+    order = np.argsort(-np.nan_to_num(share, nan=-1.0), kind="stable")
+    blamed = [site for finding in findings for site in finding.sites]
+    known = set(sites["site"])
+    every = [*(s for s in blamed if s in known), *sites["site"].to_numpy()[order]]
+    return list(dict.fromkeys(map(str, every)))
+
+
+def _profile(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure | None:
+    sites = snapshot.sites
+    if sites.empty:
+        return None
+    return NamedFigure(
+        "depth-profile",
+        "Along the depth",
+        "Sites in the order of execution. Shift share with two standard errors; variance of z "
+        "between and within neurons; variance of its gradient; gains measured (colour) and "
+        "predicted (black). Variances and gains are on axes in decades; dashed lines are the "
+        "thresholds of findings, marks at the foot the sites they concern.",
+        _sentence(
+            f"Profiles of {len(sites)} sites.",
+            _range("Shift share", column(sites, "shift_share"), "{:.2f}"),
+            _range("log10 V(∇z)", column(sites, "log10_grad_z_var"), "{:.1f}"),
+        ),
+        depth_profile(snapshot, findings),
+    )
+
+
+def _layers(snapshot: Snapshot) -> NamedFigure | None:
+    neurons = snapshot.neurons
+    count = _measured_sites(neurons, ("z_q50", "grad_z_var"))
+    if not count:
+        return None
+    reading = BOXES if count <= MANY else BANDS
+    return NamedFigure(
+        "layers",
+        "Preactivations and their gradients, layer by layer",
+        f"As Figure 4 of Kutsuna 2019: above, z of all neurons of a layer ({reading}); below, the "
+        "variance of its gradient in decades, where the spread is that over the neurons.",
+        f"Distributions of z and variances of its gradient in {count} layers.",
+        layer_boxes(snapshot),
+    )
+
+
+@drawing()
+def _neurons(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure | None:
+    names = _shown_activations(snapshot, findings)
+    if not names:
+        return None
+    figure = new_figure(2.15 * len(names) + 0.2)
+    panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
+    for ax, name in zip(panels, names, strict=True):
+        neuron_boxes(snapshot, name, ax=ax)
+    _share_scale(panels)
+    return NamedFigure(
+        "neurons",
+        "Neurons of single sites",
+        f"As Figures 2 and 3 of Kutsuna 2019, up to {MANY} neurons: {BOXES}; more: {BANDS}. A "
+        "healthy neuron uses the range of its activation; under shift neurons become constants at "
+        "different heights. All panels have one scale.",
+        f"Distributions of the neurons of {', '.join(names)}.",
+        figure,
+    )
+
+
+def _stripes(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure | None:
+    name = next((s for s in ranked_sites(snapshot, findings) if s in snapshot.pictures), None)
+    if name is None:
+        return None
+    return NamedFigure(
+        "stripes",
+        "Weights, inputs and preactivations",
+        "As Figure 1 of Kutsuna 2019: a crop of W, A and Z. Horizontal stripes in Z are activation "
+        "shift: neurons differ from each other more than from sample to sample.",
+        f"Heat maps of weights, inputs and preactivations of {name}.",
+        stripes(snapshot, name),
+    )
+
+
+def _angles(snapshot: Snapshot) -> NamedFigure | None:
+    count = _measured_sites(snapshot.neurons, ("theta_ones", "theta_mean"))
+    if not count:
+        return None
+    return NamedFigure(
+        "angles",
+        "Angles of the weights",
+        "Angles between each weight vector and the vector of ones (left) and the mean input "
+        "(right), a row each site. The farther from 90 degrees, the larger the shift of that "
+        "neuron.",
+        f"Distributions of the angles of the weight vectors of {count} linear sites.",
+        angle_histograms(snapshot),
+    )
+
+
+def _predicted(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure | None:
+    neurons = snapshot.neurons
+    known = neurons[np.isfinite(column(neurons, "shift_predicted") + column(neurons, "z_mean"))]
+    have = set(known["site"])
+    name = next((site for site in ranked_sites(snapshot, findings) if site in have), None)
+    if name is None:
+        return None
+    return NamedFigure(
+        "predicted",
+        "Predicted against measured",
+        "Left and middle: the mean of each preactivation against its prediction from weights and "
+        "mean input (Kutsuna 2019, Proposition 2), at one site and at all of them; on the dashed "
+        "line both agree. Right: the gains of each activation against theory.",
+        f"Predicted against measured shift of {len(known)} neurons, and gains of activations.",
+        predicted_against_measured(snapshot, name),
+    )
+
+
+def _shown_activations(snapshot: Snapshot, findings: Sequence[Finding]) -> list[str]:
+    """The worst site with quantiles, and the first and last of its kind, in order of execution."""
+    neurons = snapshot.neurons
+    stream = "a_q50" if np.isfinite(column(neurons, "a_q50")).any() else "z_q50"
+    have = list(dict.fromkeys(neurons["site"][np.isfinite(column(neurons, stream))].map(str)))
+    if len(have) <= _SHOWN:
+        return have
+    worst = next(site for site in ranked_sites(snapshot, findings) if site in set(have))
+    ends = [have[place] for place in thinned(len(have), _SHOWN)]
+    chosen = {ends[0], worst, ends[-1]}
+    return [site for site in have if site in (chosen if len(chosen) == _SHOWN else set(ends))]
+
+
+def _share_scale(panels: Sequence[Axes]) -> None:
+    # A collapsed layer on a scale of its own would look like a healthy one.
+    limits = np.array([ax.get_ylim() for ax in panels if ax.has_data()])
+    for ax in panels:
+        if ax.has_data():
+            ax.set_ylim(limits[:, 0].min(), limits[:, 1].max())
+
+
+def _measured_sites(neurons: pd.DataFrame, columns: Sequence[str]) -> int:
+    known = np.zeros(len(neurons), dtype=bool)
+    for name in columns:
+        known |= np.isfinite(column(neurons, name))
+    return int(neurons["site"][known].nunique())
+
+
+def _range(label: str, values: np.ndarray[tuple[int], np.dtype[np.float64]], form: str) -> str:
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return f"{label} was not measured."
+    first, last = form.format(known[0]), form.format(known[-1])
+    return f"{label} from {first} at the first to {last} at the last site."
+
+
+def _sentence(*parts: str) -> str:
+    return " ".join(part for part in parts if part)

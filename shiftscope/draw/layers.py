@@ -1,0 +1,150 @@
+"""Kutsuna 2019, Figure 4: one box a layer of z (top) and of its gradient (bottom)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from shiftscope.columns import QUANTILES
+from shiftscope.draw.decades import decade_axis, decades
+from shiftscope.draw.pooling import pooled_quantiles
+from shiftscope.draw.quantiles import draw_quantiles
+from shiftscope.draw.style import (
+    drawing,
+    label_sites,
+    new_axes,
+    new_figure,
+    not_measured,
+    span,
+    title,
+)
+from shiftscope.draw.tables import Array, Source, by_site, column, neurons_of
+from shiftscope.snapshot import Snapshot
+
+__all__ = ["boxes_by_layer", "gradient_boxes", "layer_boxes", "preactivation_boxes"]
+
+Kind = Literal["linear", "activation"]
+
+
+@drawing()
+def layer_boxes(source: Source, kind: Kind = "linear") -> Figure:
+    """Draw z of every layer above, its gradient below, one box a layer.
+
+    Kutsuna 2019 (ECML PKDD), Figure 4. Beyond 64 layers the boxes become bands.
+
+    Args:
+        source: A snapshot or its neuron table.
+        kind: Which sites are drawn (a table alone does not tell kinds: all of its sites are).
+
+    Returns:
+        A figure of two panels that share the layers.
+    """
+    figure = new_figure(5.4)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    preactivation_boxes(source, kind, ax=top)
+    gradient_boxes(source, kind, ax=bottom)
+    top.tick_params(labelbottom=False)
+    return figure
+
+
+@drawing()
+def preactivation_boxes(source: Source, kind: Kind = "linear", ax: Axes | None = None) -> Axes:
+    """Draw the pooled distribution of z, one box a layer (top of Kutsuna 2019, Figure 4).
+
+    Args:
+        source: A snapshot or its neuron table.
+        kind: Which sites of a snapshot are drawn.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    title(ax, "Preactivation z, all neurons of a layer pooled")
+    names, table = pooled_quantiles(_narrowed(source, kind), "z")
+    if not np.isfinite(table).any():
+        not_measured(ax, "no quantiles of z were sampled")
+        return ax
+    boxes_by_layer(names, table, "forward", ax)
+    ax.set_ylabel("z")
+    return ax
+
+
+@drawing()
+def gradient_boxes(source: Source, kind: Kind = "linear", ax: Axes | None = None) -> Axes:
+    """Draw the variance of the gradient of z over the neurons of each layer, in decades.
+
+    The box spans the neurons: its quantiles are those of log10 V(∇z_i) over i. (The bottom of
+    Kutsuna 2019, Figure 4, pools ∇z itself on a linear axis, where a gradient that is gone cannot
+    be told from one that is small.)
+
+    Args:
+        source: A snapshot or its neuron table.
+        kind: Which sites of a snapshot are drawn.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    title(ax, "Gradient variance V(∇z), spread over the neurons of a layer")
+    names, table = _gradient_table(_narrowed(source, kind))
+    if not np.isfinite(table).any():
+        not_measured(ax, "no gradient reached these sites (give a loss to measure it)")
+        return ax
+    boxes_by_layer(names, table, "backward", ax)
+    ax.set_ylim(*span(table, least=0.5))
+    decade_axis(ax.yaxis)
+    ax.set_ylabel("V(∇z)")
+    return ax
+
+
+@drawing()
+def boxes_by_layer(
+    names: Sequence[str],
+    quantiles: npt.ArrayLike,
+    quantity: str = "forward",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw one box a layer from quantiles that are given; bands beyond 64 layers.
+
+    Args:
+        names: One name a layer, in order.
+        quantiles: Quantiles 1, 25, 50, 75 and 99 %, ``[5, layers]``; NaN where not measured.
+        quantity: Whose colour is used: ``"forward"`` or ``"backward"``.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    table = np.asarray(quantiles, dtype=np.float64)
+    draw_quantiles(ax, np.arange(table.shape[1], dtype=np.float64), table, quantity)
+    label_sites(ax, names)
+    ax.set_ylim(*span(table, least=1e-12))
+    return ax
+
+
+def _narrowed(source: Source, kind: Kind) -> pd.DataFrame:
+    frame = neurons_of(source)
+    if not isinstance(source, Snapshot):
+        return frame
+    sites = source.sites
+    chosen = set(sites["site"][sites["kind"] == kind])
+    return frame[frame["site"].isin(chosen)] if chosen else frame
+
+
+def _gradient_table(neurons: pd.DataFrame) -> tuple[list[str], Array]:
+    names, columns = [], []
+    for name, part in by_site(neurons):
+        logs = decades(column(part, "grad_z_var"))
+        logs = logs[np.isfinite(logs)]
+        names.append(name)
+        columns.append(np.quantile(logs, QUANTILES) if logs.size else np.full(5, np.nan))
+    return names, np.stack(columns, axis=1) if columns else np.zeros((5, 0))

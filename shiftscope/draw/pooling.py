@@ -1,0 +1,73 @@
+"""Quantiles of a whole layer out of the quantiles of its neurons, good enough to be drawn.
+
+A layer's pooled distribution is the even mixture of those of its neurons. Each is known by five
+quantiles; between and beyond them it is taken as normal with the two nearest ones as given, which
+is exact at the five and, for normal neurons, everywhere.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+
+from shiftscope.columns import QUANTILES
+from shiftscope.draw.names import thinned
+from shiftscope.draw.tables import Array, by_site, quantiles_of
+
+__all__ = ["pooled_quantiles"]
+
+_NEURONS = 128
+_STRATA = 200
+
+
+def pooled_quantiles(neurons: pd.DataFrame, stream: str) -> tuple[list[str], Array]:
+    """Quantiles 1, 25, 50, 75 and 99 % of a stream over all neurons of each site.
+
+    Args:
+        neurons: A neuron table.
+        stream: ``"z"`` or ``"a"``.
+
+    Returns:
+        The names of the sites, and the quantiles ``[5, sites]``; NaN where none were sampled.
+    """
+    names, columns = [], []
+    for name, part in by_site(neurons):
+        names.append(name)
+        columns.append(mixture(quantiles_of(part, stream)))
+    return names, np.stack(columns, axis=1) if columns else np.zeros((5, 0))
+
+
+def mixture(table: Array) -> Array:
+    """Quantiles of the even mixture of distributions given by five quantiles each.
+
+    Args:
+        table: ``[5, neurons]``; columns with NaN are left out. Of more than 128 neurons evenly
+            chosen ranks of the median stand for all.
+
+    Returns:
+        Five quantiles of the mixture; NaN when no column is known.
+    """
+    table = table[:, np.isfinite(table).all(axis=0)]
+    if not table.shape[1]:
+        return np.full(5, np.nan)
+    if table.shape[1] > _NEURONS:
+        ranks = np.argsort(table[2], kind="stable")
+        table = table[:, ranks[thinned(table.shape[1], _NEURONS)]]
+    values = table.T @ _strata()
+    return np.asarray(np.quantile(values, QUANTILES, method="hazen"))
+
+
+@cache
+def _strata() -> Array:
+    """Weights ``[5, strata]`` that turn five quantiles into evenly spaced ones."""
+    knots = ndtri(np.asarray(QUANTILES))
+    wanted = ndtri((np.arange(_STRATA) + 0.5) / _STRATA)
+    left = np.clip(np.searchsorted(knots, wanted) - 1, 0, len(knots) - 2)
+    share = (wanted - knots[left]) / (knots[left + 1] - knots[left])
+    weights = np.zeros((len(knots), _STRATA))
+    weights[left, np.arange(_STRATA)] = 1 - share
+    weights[left + 1, np.arange(_STRATA)] = share
+    return weights

@@ -1,0 +1,184 @@
+"""Prediction against measurement: the shift of each neuron, the gains of each activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from shiftscope.draw.decades import decade_axis, decade_text, decades
+from shiftscope.draw.names import display_name, thinned
+from shiftscope.draw.palette import COLORS
+from shiftscope.draw.style import (
+    drawing,
+    new_axes,
+    new_figure,
+    not_measured,
+    remark,
+    span,
+    title,
+)
+from shiftscope.draw.tables import Array, Source, column, neurons_of, sites_of
+from shiftscope.snapshot import Snapshot
+
+__all__ = ["activation_gains", "predicted_against_measured", "predicted_shift"]
+
+_POINTS = 6000
+_FLAT = 0.01
+
+
+@drawing()
+def predicted_against_measured(snapshot: Snapshot, site: str) -> Figure:
+    """Draw prediction against measurement: shift of one site, of all sites, and gains.
+
+    Args:
+        snapshot: What was measured.
+        site: The linear site of the first panel.
+
+    Returns:
+        A figure of three panels.
+    """
+    figure = new_figure(3.2)
+    one, all_sites, gains = figure.subplots(1, 3)
+    predicted_shift(snapshot, site, ax=one)
+    predicted_shift(snapshot, ax=all_sites)
+    activation_gains(snapshot, ax=gains)
+    return figure
+
+
+@drawing()
+def predicted_shift(source: Source, site: str | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the mean of each preactivation against its prediction from weights and mean input.
+
+    Kutsuna 2019, Proposition 2: E(z) - b = w . E(a) = ||w|| ||E(a)|| cos(angle). The text gives the
+    largest difference, in units of ||w|| ||E(a)||, since the prediction itself may be zero.
+
+    Args:
+        source: A snapshot or its neuron table.
+        site: One linear site, drawn in its own units; None draws all of them, in units of
+            ||w|| ||E(a)||, so that both axes are cosines.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        UsageError: There is no such site.
+    """
+    ax = new_axes(ax, 4.0)
+    frame = neurons_of(source, site)
+    heading = "Shift, all linear sites" if site is None else f"Shift, {display_name(site, 26)}"
+    title(ax, heading)
+    predicted, measured, scale = _shifts(frame)
+    known = np.isfinite(predicted) & np.isfinite(measured) & (scale > 0)
+    if not known.any():
+        not_measured(ax, "no mean input was measured for these weights")
+        return ax
+    predicted, measured, scale = predicted[known], measured[known], scale[known]
+    worst = float(np.max(np.abs(measured - predicted) / scale))
+    if site is None:
+        predicted, measured = predicted / scale, measured / scale
+    _scatter(ax, predicted, measured, "shift")
+    _identity(ax, *span(predicted, measured, least=1e-12))
+    ax.set_xlabel("predicted w·E(a)" + (" / ‖w‖‖E(a)‖" if site is None else ""))
+    ax.set_ylabel("measured E(z) − b" if site else "measured (E(z) − b) / ‖w‖‖E(a)‖")
+    off = decade_text(float(decades(worst))) if worst else "0"
+    remark(ax, f"{known.sum()} neurons\nlargest difference\n{off} ‖w‖‖E(a)‖")
+    return ax
+
+
+@drawing()
+def activation_gains(source: Source, ax: Axes | None = None) -> Axes:
+    """Draw the gains of each activation against the theory at its measured mean and deviation.
+
+    Forward V(a)/V(z) and backward V(∇z)/V(∇a) (Kutsuna 2019, Section 4.2), both axes in decades.
+
+    Args:
+        source: A snapshot or its site table.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax, 4.0)
+    title(ax, "Gains of activations")
+    sites = sites_of(source)
+    pairs = {
+        name: (decades(column(sites, f"{name}_theory")), decades(column(sites, name)))
+        for name in ("phi_fw", "phi_bw")
+    }
+    if not any((np.isfinite(x) & np.isfinite(y)).any() for x, y in pairs.values()):
+        not_measured(ax, "no activation has both a measured gain and a theory")
+        return ax
+    for (x, y), quantity, marker in zip(
+        pairs.values(), ("forward", "backward"), ("o", "s"), strict=True
+    ):
+        _scatter(ax, x, y, quantity, marker, label=f"{quantity} φ")
+    known = [
+        np.where(np.isfinite(x + y), part, np.nan) for x, y in pairs.values() for part in (x, y)
+    ]
+    _identity(ax, *span(*known, least=0.3))
+    for axis in (ax.xaxis, ax.yaxis):
+        decade_axis(axis, 4)
+    ax.set_xlabel("theory at measured mean and deviation")
+    ax.set_ylabel("measured")
+    _tell_worst(ax, sites, pairs)
+    ax.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
+    return ax
+
+
+def _shifts(frame: pd.DataFrame) -> tuple[Array, Array, Array]:
+    predicted, bias = column(frame, "shift_predicted"), column(frame, "bias")
+    measured = column(frame, "z_mean") - np.nan_to_num(bias)
+    cosine = np.cos(column(frame, "theta_mean"))
+    scale = np.full(len(frame), np.nan)
+    np.divide(predicted, cosine, out=scale, where=np.abs(cosine) > _FLAT)
+    return predicted, measured, _filled(scale, column(frame, "weight_norm"), frame)
+
+
+def _filled(scale: Array, norm: Array, frame: pd.DataFrame) -> Array:
+    # A neuron at a right angle does not tell the norm of the mean input; its site's others do.
+    length = pd.Series(np.where(norm > 0, scale / np.where(norm > 0, norm, 1.0), np.nan))
+    typical = length.groupby(frame["site"].to_numpy()).transform("median").to_numpy()
+    return np.where(np.isfinite(scale), scale, norm * typical)
+
+
+def _scatter(
+    ax: Axes, x: Array, y: Array, quantity: str, marker: str = "o", label: str = ""
+) -> None:
+    known = np.isfinite(x) & np.isfinite(y)
+    kept = thinned(int(known.sum()), _POINTS)
+    ax.plot(
+        *(x[known][kept], y[known][kept]),
+        linestyle="",
+        marker=marker,
+        markersize=4.0 if len(kept) <= 300 else 2.2,
+        markerfacecolor=f"{COLORS[quantity]}90",
+        markeredgewidth=0.0,
+        color=COLORS[quantity],
+        rasterized=True,
+        label=label,
+    )
+
+
+def _identity(ax: Axes, low: float, high: float) -> None:
+    ax.plot([low, high], [low, high], color=COLORS["theory"], linewidth=0.9, linestyle="--")
+    ax.set_xlim(low, high)
+    ax.set_ylim(low, high)
+    ax.set_aspect("equal", adjustable="box")
+
+
+def _tell_worst(ax: Axes, sites: pd.DataFrame, pairs: dict[str, Any]) -> None:
+    off = {
+        (site, name): abs(value)
+        for name, (x, y) in pairs.items()
+        for site, value in zip(sites["site"], y - x, strict=True)
+        if np.isfinite(value)
+    }
+    (site, name), decades_off = max(off.items(), key=lambda item: item[1])
+    word = "forward" if name == "phi_fw" else "backward"
+    factor = decade_text(decades_off)
+    remark(ax, f"farthest: {word} at\n{display_name(site, 24)},\nby a factor of {factor}")

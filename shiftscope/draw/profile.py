@@ -1,0 +1,333 @@
+"""Profiles along the depth: shift share, variances, gains against prediction, gradients, units.
+
+All panels share one x axis, the sites in the order of execution, so that a jump in one can be
+followed through the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from shiftscope.draw.decades import decade_axis, decades
+from shiftscope.draw.marks import mark_findings, threshold_line, thresholds_of
+from shiftscope.draw.palette import COLORS
+from shiftscope.draw.style import (
+    MANY,
+    drawing,
+    label_sites,
+    legend_above,
+    new_axes,
+    new_figure,
+    not_measured,
+    span,
+    title,
+)
+from shiftscope.draw.tables import Array, Source, column, sites_of
+
+if TYPE_CHECKING:
+    from shiftscope.findings import Finding
+
+__all__ = [
+    "depth_profile",
+    "gain_profile",
+    "gradient_profile",
+    "shift_profile",
+    "unit_profile",
+    "variance_profile",
+]
+
+_PANEL = 1.55
+
+
+@drawing()
+def depth_profile(source: Source, findings: Sequence[Finding] = ()) -> Figure:
+    """Draw everything that changes along the depth, one panel below the other.
+
+    Args:
+        source: A snapshot or its site table.
+        findings: Findings whose sites and thresholds are marked.
+
+    Returns:
+        A figure of panels that share the sites; the one of saturated and dead units is left out
+        where there are none.
+    """
+    sites = sites_of(source)
+    units = np.nan_to_num(np.concatenate(_unit_shares(sites)))
+    figure = new_figure(_PANEL * (6 if units.any() else 5) + 0.9)
+    panels = figure.subplots(6 if units.any() else 5, 1, sharex=True)
+    shift_profile(sites, findings, ax=panels[0])
+    variance_profile(sites, findings, ax=panels[1])
+    gradient_profile(sites, findings, ax=panels[2])
+    gain_profile(sites, "activation", ax=panels[3])
+    gain_profile(sites, "linear", ax=panels[4])
+    if units.any():
+        unit_profile(sites, findings, ax=panels[5])
+    for panel in panels[:-1]:
+        panel.tick_params(labelbottom=False)
+    return figure
+
+
+@drawing()
+def shift_profile(source: Source, findings: Sequence[Finding] = (), ax: Axes | None = None) -> Axes:
+    """Draw the shift share: how much of the variance of z lies between neurons.
+
+    The band is two standard errors wide on either side. Where both are measured, what enters
+    activations counts: a normalisation layer may stand between.
+
+    Args:
+        source: A snapshot or its site table.
+        findings: Findings of activation shift, whose sites and threshold are marked.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax, sites = new_axes(ax), sites_of(source)
+    title(ax, "Shift share of z")
+    share, error = column(sites, "shift_share"), column(sites, "shift_share_se")
+    if not np.isfinite(share).any():
+        return _empty(ax, sites, "no preactivation was recorded")
+    for kind, label, weak in (
+        ("linear", "leaving linear maps", True),
+        ("activation", "entering activations", False),
+    ):
+        where = _places(sites, kind)
+        _band(ax, where, share[where], error[where])
+        _line(ax, where, share[where], "shift", label, weak=weak)
+    label_sites(ax, list(sites["site"]))
+    ax.set_ylim(-0.04, 1.04)
+    ax.set_ylabel("between / total")
+    _finish(ax, sites, findings, {"activation_shift"})
+    return ax
+
+
+@drawing()
+def variance_profile(
+    source: Source, findings: Sequence[Finding] = (), ax: Axes | None = None
+) -> Axes:
+    """Draw the two parts of the variance of z, between neurons and within them, in decades.
+
+    Args:
+        source: A snapshot or its site table.
+        findings: Findings of variance collapse, whose sites and threshold are marked.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax, sites = new_axes(ax), sites_of(source)
+    title(ax, "Variance of z")
+    where = _main_places(sites)
+    within, between = (decades(column(sites, f"{p}_var"))[where] for p in ("within", "between"))
+    if not np.isfinite(within).any() and not np.isfinite(between).any():
+        return _empty(ax, sites, "no preactivation was recorded")
+    _line(ax, where, between, "shift", "between neurons")
+    _line(ax, where, within, "within", "within a neuron (mean)")
+    _decades(ax, sites, within, between)
+    start = within[np.isfinite(within)]
+    if start.size:
+        _relative_thresholds(ax, findings, "collapse", float(start[0]), "below the first")
+    _finish(ax, sites, findings, {"variance_collapse", "weight_scale"})
+    return ax
+
+
+@drawing()
+def gradient_profile(
+    source: Source, findings: Sequence[Finding] = (), ax: Axes | None = None
+) -> Axes:
+    """Draw the variance of the gradient of z along the depth, in decades.
+
+    Args:
+        source: A snapshot or its site table.
+        findings: Findings of vanishing or exploding gradients, whose sites and threshold are
+            marked.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax, sites = new_axes(ax), sites_of(source)
+    title(ax, "Gradient variance V(∇z)")
+    where = _main_places(sites)
+    logs = column(sites, "log10_grad_z_var")[where]
+    if not np.isfinite(logs).any():
+        return _empty(ax, sites, "no gradient reached these sites (give a loss to measure it)")
+    _line(ax, where, logs, "backward", "mean over neurons")
+    _decades(ax, sites, logs)
+    end = float(logs[np.isfinite(logs)][-1])
+    _relative_thresholds(ax, findings, "decay", end, "below the last")
+    _relative_thresholds(ax, findings, "growth", end, "above the last", sign=1.0)
+    _finish(ax, sites, findings, {"vanishing_gradient", "exploding_gradient"})
+    return ax
+
+
+_GAINS = {
+    "activation": (
+        ("phi_fw", "forward", "forward V(a)/V(z)", "phi_fw_theory", "theory"),
+        ("phi_bw", "backward", "backward V(∇z)/V(∇a)", "phi_bw_theory", "theory"),
+    ),
+    "linear": (
+        ("eta_measured", "forward", "forward V(z)/V(a)", "eta", "η of the weights"),
+        ("xi_measured", "backward", "backward V(∇a)/V(∇z)", "xi", "ξ of the weights"),
+    ),
+}
+"""Kind -> (measured column, quantity, label, predicted column, label), forward then backward."""
+
+
+@drawing()
+def gain_profile(
+    source: Source, kind: Literal["activation", "linear"] = "activation", ax: Axes | None = None
+) -> Axes:
+    """Draw the gains of activations or linear maps, measured (colour) and predicted (black).
+
+    Predicted: for activations under normal z of the measured mean and standard deviation; for
+    linear maps from the weights alone (Kutsuna 2019, Propositions 4 to 6), whose premises a real
+    layer may violate.
+
+    Args:
+        source: A snapshot or its site table.
+        kind: Which gains.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax, sites = new_axes(ax), sites_of(source)
+    title(ax, "Gains of activations" if kind == "activation" else "Gains of linear maps")
+    where, drawn = _places(sites, kind), []
+    for measured, quantity, label, predicted, source_label in _GAINS[kind]:
+        gain, theory = (decades(column(sites, name))[where] for name in (measured, predicted))
+        _line(ax, where, gain, quantity, label, wide=True)
+        _predicted(ax, where, theory, quantity, source_label)
+        drawn += [gain, theory]
+    if not np.isfinite(np.concatenate(drawn)).any():
+        return _empty(ax, sites, f"no gain of {kind} sites is known")
+    _decades(ax, sites, *drawn)
+    ax.set_ylabel("gain")
+    legend_above(ax)
+    return ax
+
+
+@drawing()
+def unit_profile(source: Source, findings: Sequence[Finding] = (), ax: Axes | None = None) -> Axes:
+    """Draw the share of saturated rows and of dead units of each activation.
+
+    Args:
+        source: A snapshot or its site table.
+        findings: Findings of saturation or dead units, whose sites are marked.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax, sites = new_axes(ax), sites_of(source)
+    title(ax, "Saturated and dead")
+    saturated, dead = _unit_shares(sites)
+    if not np.isfinite(np.concatenate([saturated, dead])).any():
+        return _empty(ax, sites, "no activation was counted")
+    where = _places(sites, "activation")
+    _line(ax, where, saturated[where], "saturated", "saturated rows")
+    _line(ax, where, dead[where], "dead", "units never active")
+    label_sites(ax, list(sites["site"]))
+    ax.set_ylim(-0.04, 1.04)
+    ax.set_ylabel("share")
+    _finish(ax, sites, findings, {"saturation", "dead_units"})
+    return ax
+
+
+def _unit_shares(sites: pd.DataFrame) -> tuple[Array, Array]:
+    widths = column(sites, "neurons")
+    dead = np.full(len(sites), np.nan)
+    np.divide(column(sites, "dead"), widths, out=dead, where=widths > 0)
+    return column(sites, "saturated"), dead
+
+
+def _places(sites: pd.DataFrame, kind: str) -> Any:
+    return np.flatnonzero((sites["kind"] == kind).to_numpy())
+
+
+def _main_places(sites: pd.DataFrame) -> Any:
+    """Linear sites; the activations where a table has no linear ones."""
+    linear = _places(sites, "linear")
+    return linear if len(linear) else np.arange(len(sites))
+
+
+def _line(
+    ax: Axes,
+    where: Any,
+    values: Array,
+    quantity: str,
+    label: str,
+    *,
+    weak: bool = False,
+    wide: bool = False,
+) -> None:
+    if not np.isfinite(values).any():
+        return
+    many = len(values) > MANY
+    ax.plot(
+        *(where, values),
+        color=COLORS[quantity],
+        label=label,
+        marker="o",
+        markersize=(1.6 if many else 3.6) + (0.8 if wide else 0.0),
+        markerfacecolor="white" if weak and not many else COLORS[quantity],
+        linewidth=2.2 if wide else 1.0 if many else 1.3,
+        linestyle=":" if weak else "-",
+        alpha=0.75 if weak else 1.0,
+        zorder=2.5 if weak else 3,
+    )
+
+
+def _predicted(ax: Axes, where: Any, values: Array, quantity: str, label: str) -> None:
+    if np.isfinite(values).any():
+        many = len(values) > MANY
+        ax.plot(
+            *(where, values),
+            color=COLORS["theory"],
+            label=label,
+            linewidth=0.9,
+            linestyle="-" if quantity == "forward" else ":",
+            marker="" if many else ("o" if quantity == "forward" else "s"),
+            markersize=2.4,
+            zorder=4,
+        )
+
+
+def _band(ax: Axes, where: Any, values: Array, error: Array) -> None:
+    if np.isfinite(error).any():
+        low, high = values - 2 * error, values + 2 * error
+        ax.fill_between(where, low, high, facecolor=COLORS["shift"], alpha=0.18, linewidth=0)
+
+
+def _decades(ax: Axes, sites: pd.DataFrame, *values: Array) -> None:
+    label_sites(ax, list(sites["site"]))
+    ax.set_ylim(*span(*values, least=0.6))
+    decade_axis(ax.yaxis, 5)
+    ax.set_ylabel("variance")
+
+
+def _relative_thresholds(
+    ax: Axes, findings: Sequence[Finding], word: str, start: float, where: str, sign: float = -1.0
+) -> None:
+    for _, value in thresholds_of(findings, word):
+        threshold_line(ax, start + sign * value, f"{value:g} decades {where} site")
+
+
+def _finish(ax: Axes, sites: pd.DataFrame, findings: Sequence[Finding], causes: set[str]) -> None:
+    if "activation_shift" in causes:
+        for _, value in thresholds_of(findings, "shift_share"):
+            threshold_line(ax, value, f"threshold {value:g}")
+    mark_findings(ax, list(sites["site"]), [f for f in findings if f.cause in causes])
+    legend_above(ax)
+
+
+def _empty(ax: Axes, sites: pd.DataFrame, reason: str) -> Axes:
+    not_measured(ax, reason if len(sites) else "no site was found in this model")
+    return ax

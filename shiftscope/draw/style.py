@@ -1,0 +1,221 @@
+"""How every figure looks: sizes, theme, axes in decades, site names along an axis, empty panels.
+
+Nothing global is touched: figures are made without pyplot, and every drawing runs inside
+:func:`drawing`, which restores the user's parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from shiftscope.draw.names import FONT, display_names, strided
+
+__all__ = [
+    "DPI",
+    "INK",
+    "MANY",
+    "WIDTH",
+    "drawing",
+    "empty_figure",
+    "label_sites",
+    "legend_above",
+    "new_axes",
+    "not_measured",
+    "title",
+]
+
+WIDTH = 9.0
+"""Width of every figure in inches: 1080 pixels at :data:`DPI`, the width of the report."""
+
+DPI = 120
+"""Pixels per inch of saved figures."""
+
+INK = "#333A40"
+"""Text and axes."""
+
+QUIET = "#5F676E"
+"""Remarks inside panels."""
+
+MANY = 64
+"""From here on boxes become bands and markers become dots: below it each has 5 pixels or more."""
+
+_RC: dict[str, Any] = {
+    "font.family": [FONT],
+    "font.sans-serif": [FONT],
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "legend.fontsize": 8.0,
+    "legend.frameon": False,
+    "figure.titlesize": 11.0,
+    "figure.titleweight": "bold",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.edgecolor": "#9AA1A8",
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E6E9",
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.8,
+    "ytick.major.width": 0.8,
+    "xtick.major.size": 3.0,
+    "ytick.major.size": 3.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "path.simplify": True,
+}
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Hold shiftscope's style while drawing or saving; afterwards the user's own is back.
+
+    Also a decorator: ``@drawing()``.
+    """
+    with matplotlib.style.context(["default", sns.axes_style("ticks") | _RC]):
+        yield
+
+
+def new_axes(ax: Axes | None, height: float = 3.0) -> Axes:
+    """The axes given, or the only axes of a new figure that no global state knows.
+
+    Args:
+        ax: Axes of the caller, or None.
+        height: Height of a new figure in inches.
+    """
+    return ax if ax is not None else new_figure(height).subplots()
+
+
+def new_figure(height: float) -> Figure:
+    """A figure of the common width, laid out so that no label is cut off."""
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def title(ax: Axes, text: str) -> None:
+    """Set the title of a panel, at its left edge."""
+    ax.set_title(text, loc="left")
+
+
+def label_sites(ax: Axes, names: Sequence[object], limit: int = 14) -> None:
+    """Name the sites along the x axis: all of them where they fit, else evenly spaced ones.
+
+    Args:
+        ax: Axes whose x runs over the positions 0, 1, ... of the sites.
+        names: One name a site.
+        limit: How many names stand along the axis at most, once not all of them fit.
+    """
+    fits = len(names) <= 2 * limit
+    places = strided(len(names), 2 * limit if fits else limit)
+    labels = display_names([names[place] for place in places], 24)
+    ax.set_xticks(places, labels, rotation=38, ha="right", rotation_mode="anchor", fontsize=7.5)
+    ax.set_xlim(-0.7 - 0.01 * len(names), len(names) - 0.3 + 0.01 * len(names))
+    ax.grid(visible=False, axis="x")
+
+
+def not_measured(ax: Axes, reason: str) -> None:
+    """Say in words why a panel is empty, instead of showing an empty axes.
+
+    Args:
+        ax: The panel; its ticks and grid go.
+        reason: What is missing, and what would bring it.
+    """
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(visible=False)
+    for spine in ax.spines.values():
+        spine.set_visible(True)
+        spine.set_linestyle((0, (4, 4)))
+    text = "\n".join(textwrap.wrap(f"Not measured: {reason}", 76))
+    ax.text(
+        *(0.5, 0.5, text),
+        transform=ax.transAxes,
+        ha="center",
+        va="center",
+        color=QUIET,
+        gid="empty",
+    )
+
+
+def empty_figure(heading: str, reason: str) -> Figure:
+    """A figure of one panel that says why there is nothing to draw."""
+    figure = new_figure(1.6)
+    ax = figure.subplots()
+    title(ax, heading)
+    not_measured(ax, reason)
+    return figure
+
+
+def remark(ax: Axes, text: str, x: float = 0.99, y: float = 0.04) -> None:
+    """A quiet remark in a corner of a panel, on a ground that keeps it legible over data."""
+    ax.text(
+        *(x, y, text),
+        transform=ax.transAxes,
+        ha="right" if x > 0.5 else "left",
+        va="bottom" if y < 0.5 else "top",
+        fontsize=7.5,
+        color=QUIET,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
+        zorder=6,
+    )
+
+
+def legend_above(ax: Axes, columns: int = 5) -> None:
+    """Put the legend above the panel at its right, where it covers neither data nor title."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        ax.legend(
+            *(handles, labels),
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=columns,
+            borderaxespad=0.1,
+            columnspacing=1.3,
+            handlelength=1.6,
+            handletextpad=0.5,
+        )
+
+
+def span(*arrays: Any, least: float) -> tuple[float, float]:
+    """Limits that hold all finite values with 6 % to spare, at least ``least`` apart.
+
+    Args:
+        arrays: What is to be seen; NaN and infinities are left out.
+        least: Smallest distance between the limits.
+
+    Returns:
+        Lower and upper limit; ``(-least / 2, least / 2)`` where nothing is finite.
+    """
+    values = np.concatenate([np.ravel(np.asarray(array, dtype=np.float64)) for array in arrays])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return -least / 2, least / 2
+    low, high = float(values.min()), float(values.max())
+    missing = max(least - (high - low), 0.0) / 2
+    spare = 0.06 * max(high - low, least)
+    if not math.isfinite(high - low):
+        return low, high
+    return low - missing - spare, high + missing + spare
