@@ -15,7 +15,6 @@ from .terminal import say, show
 
 if TYPE_CHECKING:
     from shiftscope.findings import Finding
-
     from shiftscope.snapshot import Snapshot
 
 __all__ = ["check_place", "tell", "write"]

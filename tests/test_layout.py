@@ -71,7 +71,8 @@ def imported(module: str, path: Path) -> Iterator[tuple[str, ast.stmt]]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.name, node
+                if alias.name != "shiftscope":  # the names used are told by their attributes
+                    yield alias.name, node
         elif isinstance(node, ast.ImportFrom):
             head = package.split(".")[: len(package.split(".")) - node.level + 1]
             base = ".".join(
@@ -84,6 +85,8 @@ def imported(module: str, path: Path) -> Iterator[tuple[str, ast.stmt]]:
             first = node.args[0]
             if called in {"import_module", "__import__"} and isinstance(first, ast.Constant):
                 yield str(first.value), ast.Expr(node, lineno=node.lineno)
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "shiftscope":
+            yield f"shiftscope.{node.attr}", ast.Expr(node, lineno=node.lineno)
 
 
 def own(name: str) -> bool:
@@ -169,7 +172,8 @@ def test_the_reader_of_imports_sees_every_form(tmp_path: Path) -> None:
         "from .. import io\n"
         "from ..reporting.text import summary\n"
         "def f():\n    from shiftscope import cli\n    import_module('shiftscope.fix')\n"
+        "    import shiftscope\n    shiftscope.diagnose\n"
     )
     names = {name for name, _ in imported("shiftscope.capture.sample", path)}
-    expected = {"draw", "io", "reporting.text.summary", "cli", "fix"}
+    expected = {"draw", "io", "reporting.text.summary", "cli", "fix", "diagnose"}
     assert names == {f"shiftscope.{name}" for name in expected}

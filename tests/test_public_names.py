@@ -41,6 +41,13 @@ def test_the_name_resolves_to_what_it_promises(name: str) -> None:
     assert inspect.getdoc(value), f"{name} has no docstring"
 
 
+def documented_by(value: Any) -> Any:
+    """Where the parameters are told: the class that defines the constructor."""
+    if not inspect.isclass(value):
+        return value
+    return next(base for base in value.__mro__ if "__init__" in vars(base))
+
+
 def parameters(value: Any) -> set[str]:
     called = value.__init__ if inspect.isclass(value) else value
     given = inspect.signature(called).parameters.values()
@@ -52,7 +59,7 @@ def parameters(value: Any) -> set[str]:
 def test_every_parameter_is_documented(name: str) -> None:
     value = getattr(shiftscope, name)
     if inspect.isfunction(value) or inspect.isclass(value):
-        doc = inspect.getdoc(value) or ""
+        doc = inspect.getdoc(documented_by(value)) or ""
         told = set(re.findall(r"^\s*\*{0,2}(\w+)(?: \([^)]*\))?:\s", doc, flags=re.MULTILINE))
         assert parameters(value) - told == set()
 

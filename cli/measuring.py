@@ -1,0 +1,137 @@
+"""From the specs on the command line to a snapshot; imports torch, so only commands import it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import shiftscope
+from shiftscope.capture.weights import weights_only
+from shiftscope.errors import UsageError
+from shiftscope.io import (
+    Checkpoint,
+    LoadedData,
+    input_statistics,
+    load_checkpoint,
+    load_data,
+    load_loss,
+    load_model,
+)
+
+from . import ranks
+from .terminal import note
+
+if TYPE_CHECKING:
+    from shiftscope.snapshot import Snapshot
+
+__all__ = ["measure"]
+
+Update = Callable[[str, int, int], None]
+
+
+def measure(arguments: argparse.Namespace, update: Update) -> Snapshot:
+    """Read the checkpoint, and measure the model on the data where both are given.
+
+    Args:
+        arguments: The parsed command line of ``analyze``.
+        update: Told ``(stage, done, total)``.
+
+    Returns:
+        The snapshot, merged over all processes.
+    """
+    update("reading the checkpoint", 0, 0)
+    checkpoint = load_checkpoint(
+        arguments.checkpoint, trust_pickle=arguments.trust_pickle, prefer=arguments.state
+    )
+    for line in checkpoint.notes:
+        note(f"{checkpoint.path}: {line}")
+    origin = {"checkpoint": str(checkpoint.path), "wrapping": checkpoint.wrapping}
+    if arguments.data is None:
+        return weights_only(checkpoint.state, origin)
+    return _run(arguments, checkpoint, origin, update)
+
+
+def _run(
+    arguments: argparse.Namespace, checkpoint: Checkpoint, origin: dict[str, Any], update: Update
+) -> Snapshot:
+    """The model on the data, batch by batch."""
+    device = _device(arguments.device)
+    update("building the model", 0, 0)
+    model = load_model(arguments.model, checkpoint, trust_pickle=arguments.trust_pickle)
+    for line in model.report:
+        note(f"{model.description}: {line}")
+    update("reading the data", 0, 0)
+    data = _data(arguments, ranks.rank(), ranks.world_size())
+    loss = _loss(arguments, data, checkpoint)
+    total = _batches(arguments, data)
+    snapshot: Snapshot = shiftscope.analyze(
+        model.model,
+        data,
+        loss,
+        arguments.batches,
+        dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+        device=device,
+        seed=arguments.seed,
+        inputs=_inputs(arguments, data),
+        manifest={
+            **origin,
+            "architecture": model.description,
+            "data": data.description,
+            "normalization": data.normalization,
+            "loss_function": arguments.loss or ("by target" if loss else "none"),
+        },
+        progress=lambda done, known: update("measuring", done, known or total),
+    )
+    return snapshot
+
+
+def _data(arguments: argparse.Namespace, rank: int, world_size: int) -> LoadedData:
+    return load_data(
+        arguments.data,
+        batch_size=arguments.batch_size,
+        batches=arguments.batches,
+        normalize=arguments.normalize,
+        seed=arguments.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def _loss(arguments: argparse.Namespace, data: LoadedData, checkpoint: Checkpoint) -> Any:
+    """The loss that was asked for; without a word, one that fits the labels, if there are any."""
+    if arguments.loss is None and not data.has_labels:
+        return None
+    return load_loss(arguments.loss, folders=[checkpoint.path.absolute().parent])
+
+
+def _batches(arguments: argparse.Namespace, data: LoadedData) -> int:
+    """Batches this process will see; 0 where the data do not tell."""
+    if data.rows is None:
+        return arguments.batches or 0
+    mine: int = math.ceil(data.rows / (arguments.batch_size * ranks.world_size()))
+    return min(mine, int(arguments.batches or mine))
+
+
+def _inputs(arguments: argparse.Namespace, data: LoadedData) -> dict[str, Any]:
+    """What the data look like, over all rows whatever this process sees of them."""
+    whole = data if ranks.world_size() == 1 else _data(arguments, 0, 1)
+    told = {"description": data.description, "synthetic": data.synthetic}
+    return {**told, "normalization": data.normalization, **input_statistics(whole)}
+
+
+def _device(name: str) -> torch.device:
+    """The device by name; ``auto`` is a CUDA device of this process's own, else the CPU."""
+    if name == "auto":
+        found = torch.cuda.device_count()
+        return torch.device("cuda", ranks.local() % found) if found else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name} cannot be used: {reason}", "give --device cpu") from None
+    return device
