@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from shiftscope.errors import LoadError
-from shiftscope.io.inert import Call, Name, Reading
+from shiftscope.io.inert import Call, Name, Reading, Reference
 
 __all__ = ["Budget", "check_archive", "check_reading", "storage_bytes"]
 
@@ -143,9 +142,15 @@ def _check_storages(storages: dict[str, int], sizes: dict[str, int], budget: Bud
 
 
 def _call_bytes(call: Call) -> int:
-    """Bytes that carrying out the call might allocate (8 per element, the widest real type)."""
-    arguments: Iterable[Any] = call.args[2:3] if call.path in _TENSOR_CALLS else call.args
-    return sum(8 * _elements(argument) for argument in arguments)
+    """Bytes that carrying out the call might allocate or stand for."""
+    if call.path in _TENSOR_CALLS and call.args and isinstance(call.args[0], Reference):
+        return sum(map(_elements, call.args[2:3])) * _reference_element_size(call.args[0])
+    return 8 * sum(map(_elements, call.args))
+
+
+def _reference_element_size(reference: Reference) -> int:
+    kind = reference.key[1] if isinstance(reference.key, tuple) and len(reference.key) > 1 else None
+    return _element_size(kind.path) if isinstance(kind, Name) else 8
 
 
 def _elements(argument: Any) -> int:

@@ -23,6 +23,7 @@ import torch
 
 from shiftscope.errors import LoadError
 from shiftscope.io.bounds import Budget, check_archive
+from shiftscope.io.formats import ZIP_ERRORS
 from shiftscope.io.torch_files import load_bytes
 
 __all__ = ["load_exported"]
@@ -70,7 +71,7 @@ def load_exported(path: Path, *, trust_pickle: bool = False) -> torch.export.Exp
             check_archive(archive, Budget(path, path.stat().st_size))
             if not trust_pickle:
                 _vet(archive, path)
-    except (zipfile.BadZipFile, ValueError, KeyError, RecursionError) as error:
+    except (*ZIP_ERRORS, AttributeError, TypeError) as error:
         raise LoadError(f"{path} is damaged: {error!s:.150}", _DAMAGED) from None
     return _unpack(path)
 

@@ -8,13 +8,30 @@ from __future__ import annotations
 
 import json
 import stat
+import struct
 import zipfile
+import zlib
 from enum import StrEnum
 from pathlib import Path
 
 from shiftscope.errors import LoadError
 
-__all__ = ["Format", "readable_file", "sniff"]
+__all__ = ["ZIP_ERRORS", "Format", "folder_member", "readable_file", "sniff"]
+
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    NotImplementedError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+"""What reading a damaged (or encrypted) zip archive raises."""
 
 
 class Format(StrEnum):
@@ -72,11 +89,12 @@ def sniff(path: Path) -> Format:
     if head[257:262] == b"ustar":
         return _sniff_tar(path)
     _refuse_foreign(path, head)
-    if head[:1] == b"\x80":
-        legacy = head[2:].startswith(_LEGACY_MAGIC)
-        return Format.TORCH_LEGACY if legacy else Format.PICKLE
+    if head[:1] == b"\x80" and head[2:].startswith(_LEGACY_MAGIC):
+        return Format.TORCH_LEGACY
     if _is_safetensors(path, head):
         return Format.SAFETENSORS
+    if head[:1] == b"\x80":
+        return Format.PICKLE
     return _sniff_text(path, head)
 
 
@@ -153,7 +171,7 @@ def _sniff_zip(path: Path) -> Format:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+    except ZIP_ERRORS:
         raise LoadError(
             f"{path} is truncated or damaged: its zip directory cannot be found", _DOWNLOAD
         ) from None
@@ -215,7 +233,10 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
 def _is_safetensors(path: Path, head: bytes) -> bool:
     if len(head) < 9 or head[8:9] != b"{":
         return False
-    return int.from_bytes(head[:8], "little") > 0 and head[9:10] in (b'"', b"}", b" ", b"\n")
+    length = int.from_bytes(head[:8], "little")
+    # a length can begin with the first byte of a pickle: then it must also fit the file
+    plausible = head[:1] != b"\x80" or length < path.stat().st_size
+    return length > 0 and plausible and head[9:10] in (b'"', b"}", b" ", b"\n")
 
 
 def _sniff_text(path: Path, head: bytes) -> Format:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shiftscope.errors import DataError, LoadError
-from shiftscope.io.formats import readable_file
+from shiftscope.io.formats import ZIP_ERRORS, readable_file
 from shiftscope.io.inert import Call, PickleError, read_pickle
 from shiftscope.io.sources import ArraySource, ImageSource, decode
 from shiftscope.io.tensor_files import load_safetensors
@@ -206,7 +206,7 @@ def _npz_names(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+    except ZIP_ERRORS:
         raise LoadError(f"{path} is no npz file, or truncated", "save it again") from None
     declared = sum(member.file_size for member in members)
     if declared > min(_LIMIT, 1100 * size):
@@ -220,7 +220,7 @@ def _npz_array(path: Path, name: str) -> _Array:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return np.asarray(arrays[name])
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except ZIP_ERRORS as error:
         if "allow_pickle" in str(error) or "Object arrays" in str(error):
             raise LoadError(
                 f"{path}: array {name!r} holds Python objects, which are pickles",

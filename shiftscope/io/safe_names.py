@@ -112,7 +112,7 @@ def unknown_names(names: Iterable[str]) -> list[str]:
 
 
 def _modern(name: str) -> str:
-    """A name of Python 2 (``__builtin__.long``) under today's name, as torch's unpickler reads it."""
+    """A name of Python 2 (``__builtin__.long``) under today's name, as torch reads it."""
     module, _, last = name.rpartition(".")
     if (module, last) in NAME_MAPPING:
         module, last = NAME_MAPPING[module, last]

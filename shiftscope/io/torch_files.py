@@ -20,8 +20,8 @@ import torch
 
 from shiftscope.errors import LoadError
 from shiftscope.io.bounds import Budget, check_archive, check_reading
-from shiftscope.io.formats import Format
-from shiftscope.io.inert import PickleError, Reading, read_pickle
+from shiftscope.io.formats import ZIP_ERRORS, Format
+from shiftscope.io.inert import Reading, read_pickle
 from shiftscope.io.safe_names import stand_ins, unknown_names
 
 __all__ = ["load_bytes", "load_torch_file"]
@@ -82,7 +82,7 @@ def load_bytes(data: bytes, path: Path) -> Any:
     stream = io.BytesIO(data)
     try:
         reading = _survey_zip(stream, Budget(path, len(data)))
-    except (PickleError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except ZIP_ERRORS as error:
         raise LoadError(f"{path} is truncated or damaged: {_first_line(error)}", _DAMAGED) from None
     if refused := unknown_names(reading.names):
         raise _refusal(path, Format.TORCH_ZIP, refused)
@@ -142,7 +142,7 @@ def _survey(stream: IO[bytes], path: Path, kind: Format) -> Reading:
             return _survey_zip(stream, budget)
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return _survey_stream(view, kind, budget)
-    except (PickleError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except ZIP_ERRORS as error:
         raise LoadError(f"{path} is truncated or damaged: {_first_line(error)}", _DAMAGED) from None
 
 
