@@ -32,6 +32,7 @@ _HOMES = {
     "nn": "",
     "tally": "",
     "theory": "",
+    "verify": "theory.verify",
 }
 """Public name -> the module that defines it ("" where the name is itself a submodule)."""
 

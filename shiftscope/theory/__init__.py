@@ -10,6 +10,7 @@ from typing import Any
 
 _HOMES = {
     "Boundaries": "boundaries",
+    "CLAIMS": "verify",
     "DepthMap": "depth",
     "DepthProfile": "depth",
     "FixedPoint": "depth",
@@ -17,6 +18,7 @@ _HOMES = {
     "Move": "boundaries",
     "Perturbation": "hyperspherical",
     "SiteProfile": "site_profile",
+    "Verification": "verify",
     "canonical": "activations",
     "chi": "depth",
     "crossing_share": "boundaries",
@@ -41,6 +43,7 @@ _HOMES = {
     "stein_gap": "activations",
     "to_angles": "hyperspherical",
     "trainable_depth": "depth",
+    "verifications_frame": "verify",
     "worst_rotation": "boundaries",
 }
 """Public name -> the module of this package that defines it."""
