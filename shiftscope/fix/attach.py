@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from shiftscope.capture.visits import on_forward
 from shiftscope.errors import UsageError
 from shiftscope.fix.kin import CWN, GmP, GmPOffset
 from shiftscope.fix.lcw import LCW, Constraint, DataLCW, DataLCWProjection, LCWProjection
@@ -66,7 +67,7 @@ def attach(module: Any, method: str, *, dry_run: bool = False, **options: Any) -
         offset = GmPOffset(module.parametrizations["weight"])
         parametrize.register_parametrization(module, "bias", offset)
     if options.get("momentum") is not None:
-        module.register_forward_hook(MeanFollower(options["momentum"]))
+        on_forward(module, MeanFollower(options["momentum"]))
 
 
 def detach(module: Any) -> None:

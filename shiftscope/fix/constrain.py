@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from shiftscope.capture.visits import walk
 from shiftscope.errors import UsageError
 from shiftscope.fix.attach import attach, detach, method_of
 from shiftscope.fix.choose import Sites, choose, obstacle
 from shiftscope.fix.means import input_mean
-from shiftscope.fix.walk import walk
 
 __all__ = ["METHODS", "Change", "constrain", "is_constrained", "release"]
 
@@ -109,12 +110,14 @@ def constrain(
     """
     options = {"channelwise": channelwise, "scale": scale, "batch": batch, "momentum": momentum}
     _check(method, options, dry_run)
+    if dry_run and batch is not None:  # each mean depends on the constraints before it
+        return constrain(copy.deepcopy(model), method, sites, batch=batch, momentum=momentum)
     plan = [_planned(model, path, layer, method) for path, layer in choose(model, sites)]
     layers = dict(model.named_modules())
     _refuse_others(plan, layers, method)
     todo = {change.site: layers[change.site] for change in plan if change.action == "constrain"}
-    if method == "lcw-data" and batch is not None:
-        failed = _attach_by_data(model, todo, batch, momentum, dry_run)
+    if batch is not None:
+        failed = _attach_by_data(model, todo, batch, momentum)
     else:
         failed = _attach_all(todo, method, {"channelwise": channelwise, "scale": scale}, dry_run)
     return [_skipped(c, failed[c.site]) if c.site in failed else c for c in plan]
@@ -217,7 +220,7 @@ def _attach_all(
 
 
 def _attach_by_data(
-    model: nn.Module, todo: dict[str, nn.Module], batch: Any, momentum: float | None, dry_run: bool
+    model: nn.Module, todo: dict[str, nn.Module], batch: Any, momentum: float | None
 ) -> dict[str, str]:
     failed = {}
 
@@ -227,11 +230,11 @@ def _attach_by_data(
             failed[path] = f"its mean input is zero within 2 standard errors ({found.rows} rows)"
             return False
         try:
-            attach(layer, "lcw-data", dry_run=dry_run, mean=found.mean, momentum=momentum)
+            attach(layer, "lcw-data", mean=found.mean, momentum=momentum)
         except UsageError as error:
             failed[path] = error.reason
             return False
-        return not dry_run
+        return True
 
     reached = walk(model, batch, todo.items(), visit)
     return failed | {path: "the batch never reached it" for path in todo if path not in reached}

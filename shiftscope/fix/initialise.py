@@ -10,12 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from shiftscope.capture.visits import walk
 from shiftscope.errors import MeasureError, UsageError
 from shiftscope.fix.attach import method_of, scale_
 from shiftscope.fix.choose import Sites, choose
 from shiftscope.fix.means import neuron_rows
 from shiftscope.fix.unroll import LINEAR_MAPS, Unroll
-from shiftscope.fix.walk import walk
 
 __all__ = ["Rescaled", "absorb_bias_", "lsuv_", "rescale_", "standardize_"]
 

@@ -76,7 +76,7 @@ class Unroll:
             return rows.view(self.shape) if len(self.shape) > 2 else rows
         inputs = self.shape[0] // self.groups
         kernels = rows.view(self.groups, self.shape[1], inputs, *self.shape[2:])
-        return kernels.transpose(1, 2).reshape(self.shape)
+        return kernels.transpose(1, 2).reshape(self.shape).contiguous()
 
 
 def _stored_shape(module: nn.Linear | nn.modules.conv._ConvNd) -> tuple[int, ...]:
