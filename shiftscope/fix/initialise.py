@@ -93,10 +93,9 @@ def rescale_(
     measure = _neuron_factors if per_neuron else _pooled_factor
 
     def treat(path: str, layer: nn.Module, x: Tensor, z: Tensor) -> Rescaled:
-        rows = neuron_rows(layer, z)
-        factor, std = measure(path, layer, rows, ddof, target)
+        factor, std = measure(path, layer, z, ddof, target)
         scale_(layer, factor)
-        return Rescaled(path, factor, std, len(rows))
+        return Rescaled(path, factor, std, z.numel() // Unroll.of(layer).neurons)
 
     return _treat_all(model, batch, sites, treat)
 
@@ -140,7 +139,7 @@ def lsuv_(
         before = rows.std(correction=0)
         for _ in range(max_trials):
             std = rows.std(correction=0)
-            _refuse_dead(path, std, rows)
+            _refuse_dead(path, std, rows, z.dtype)
             if abs(float(std.square()) - 1) < tolerance:
                 break
             scale_(layer, 1 / std)
@@ -179,7 +178,7 @@ def standardize_(
 
     def treat(path: str, layer: nn.Module, x: Tensor, z: Tensor) -> Rescaled:
         rows = neuron_rows(layer, z) - _bias(layer, z)
-        factor, std = _neuron_factors(path, layer, rows, 0, 1.0)
+        factor, std = _neuron_factors(path, layer, z, 0, 1.0)
         scale_(layer, factor)
         _set_bias_(path, layer, -rows.mean(0) * factor)
         return Rescaled(path, factor, std, len(rows))
@@ -264,10 +263,11 @@ def _left(path: str, layer: nn.Module) -> Rescaled:
 
 
 def _pooled_factor(
-    path: str, layer: nn.Module, rows: Tensor, ddof: int, target: float
+    path: str, layer: nn.Module, z: Tensor, ddof: int, target: float
 ) -> tuple[Tensor, Tensor]:
     """Solve ``Var(c·s + b) = target²`` for the factor ``c`` of the part without bias."""
-    bias = _bias(layer, rows).expand(rows.shape[1])
+    rows, dtype = neuron_rows(layer, z), z.dtype
+    bias = _bias(layer, z).expand(rows.shape[1])
     inner = rows - bias
     _refuse_zero_rows(path, layer)
     count = _count(path, rows.numel(), ddof)
@@ -275,7 +275,7 @@ def _pooled_factor(
     a = centred.square().sum() / count
     b = (centred.sum(0) * offsets).sum() / count
     c = offsets.square().sum() * len(rows) / count
-    _refuse_dead(path, a.sqrt(), inner)
+    _refuse_dead(path, a.sqrt(), inner, dtype)
     root = b * b - a * (c - target**2)
     factor = (root.clamp_min(0).sqrt() - b) / a
     if root < 0 or factor <= 0:
@@ -288,11 +288,12 @@ def _pooled_factor(
 
 
 def _neuron_factors(
-    path: str, layer: nn.Module, rows: Tensor, ddof: int, target: float
+    path: str, layer: nn.Module, z: Tensor, ddof: int, target: float
 ) -> tuple[Tensor, Tensor]:
+    rows, dtype = neuron_rows(layer, z), z.dtype
     _count(path, len(rows), ddof)
     std = rows.std(0, correction=ddof)
-    _refuse_dead(path, std, rows)
+    _refuse_dead(path, std, rows, dtype)
     return target / std, std
 
 
@@ -305,10 +306,10 @@ def _count(path: str, values: int, ddof: int) -> int:
     return values - ddof
 
 
-def _refuse_dead(path: str, std: Tensor, rows: Tensor) -> None:
-    """Refuse what does not vary beyond the rounding of float32 sums, or is not finite."""
+def _refuse_dead(path: str, std: Tensor, rows: Tensor, dtype: torch.dtype) -> None:
+    """Refuse what does not vary beyond the rounding of its dtype, or is not finite."""
     largest = rows.abs().amax(0) if std.ndim else rows.abs().amax()
-    alive = std.isfinite() & (std > 1e-12 * largest)
+    alive = std.isfinite() & (std > torch.finfo(dtype).eps * largest)
     if not bool(alive.all()):
         _raise_dead(path, (~alive).nonzero().flatten().tolist() if std.ndim else None)
 
