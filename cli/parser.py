@@ -6,12 +6,12 @@ import argparse
 
 from shiftscope import __version__
 
-from . import analyze, report
+from . import analyze, report, verify
 from .options import Parser
 
 __all__ = ["build_parser"]
 
-COMMANDS = (analyze, report)
+COMMANDS = (analyze, report, verify)
 """In the order of the help text; each module has ``add_parser`` and ``run``."""
 
 DESCRIPTION = """\

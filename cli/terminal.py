@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["complain", "drop_stdout", "note", "printable", "progress", "say", "show"]
+__all__ = ["complain", "drop_stdout", "note", "printable", "progress", "say", "say_json", "show"]
 
 PIPE_WIDTH = 120
 """Columns of a table that is not read on a terminal."""
@@ -63,6 +63,20 @@ def say(line: str) -> None:
     """
     try:
         print(printable(line))
+    except BrokenPipeError:
+        drop_stdout()
+
+
+def say_json(value: Any) -> None:
+    """Print strict JSON on stdout.
+
+    Args:
+        value: Plain values; NaN becomes null.
+    """
+    from shiftscope.files import strict_json
+
+    try:
+        print(strict_json(value, indent=2))
     except BrokenPipeError:
         drop_stdout()
 

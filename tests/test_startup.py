@@ -52,7 +52,7 @@ def test_help_loads_no_heavy_library() -> None:
     assert not HEAVY & set(last_words(HELP + REPORT, "LOADED"))
 
 
-@pytest.mark.parametrize("command", ["analyze", "report"])
+@pytest.mark.parametrize("command", ["analyze", "report", "verify"])
 def test_help_of_a_command_loads_no_heavy_library(command: str) -> None:
     code = HELP.replace('["--help"]', f'["{command}", "--help"]')
     assert not HEAVY & set(last_words(code + REPORT, "LOADED"))
