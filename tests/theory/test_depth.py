@@ -10,14 +10,8 @@ import torch
 from support import golden
 
 from shiftscope.errors import UsageError
-from shiftscope.theory.depth import (
-    chi,
-    depth_map,
-    depth_scale,
-    fixed_point,
-    predict_profile,
-    trainable_depth,
-)
+from shiftscope.theory.depth import chi, depth_map, fixed_point
+from shiftscope.theory.depth_profile import depth_scale, predict_profile, trainable_depth
 from shiftscope.theory.site_profile import profile_for_sites
 
 NAMES = ["sigmoid", "tanh", "relu", "gelu", "silu", "softplus"]
