@@ -3,11 +3,11 @@
 For ``z ~ N(μ, σ²)``, ``a = f(z)`` and a gradient independent of z with mean zero, the gains are
 ``φ_fw = V f(z) / σ²`` and ``φ_bw = E f'(z)²`` (Kutsuna 2019, Prop. 6 and Sec. 4.2).
 
-Accuracy. Against 30-digit values the named functions are right to 1e-12 for σ between 1e-8 and
-1e3. Variances are computed about the mean, never as ``E f² - (E f)²``, so that φ_fw keeps its
-digits where the variance is far below the squared mean. Values far out in a Gaussian tail are
-right to about 1e-13 of the function's own scale, not to 13 digits of their own. For callables see
-:mod:`shiftscope.theory.callables`.
+Accuracy. Against 25-digit values the named functions are right to 1e-13 of max(1, value), for σ
+between 1e-8 and 1e3 and |μ| up to 1e3. Variances are computed about the mean, never as
+``E f² - (E f)²``, so that φ_fw keeps its digits where the variance is far below the squared mean.
+Values far out in a Gaussian tail are right to about 1e-13 of the function's own scale, not to 13
+digits of their own. For callables see :mod:`shiftscope.theory.callables`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ import numpy.typing as npt
 
 from shiftscope.errors import UsageError
 from shiftscope.theory import catalogue, piecewise, quadrature
+from shiftscope.theory.arrays import Array, float64
 from shiftscope.theory.callables import wrap
 from shiftscope.theory.catalogue import Activation, PiecewisePolynomial
 from shiftscope.theory.naming import Canonical, canonical
 
 __all__ = ["Canonical", "Gains", "canonical", "gains", "known", "poincare_bounds", "stein_gap"]
-
-Array = npt.NDArray[np.float64]
-Number = float | Array
 
 _COARSE = 0.5
 """Largest trapezoidal step: the Gaussian alone is summed to 1e-34 by it."""
@@ -125,7 +123,7 @@ def gains(
 
 def _named_gains(named: Canonical, mean: Any, std: Any) -> Gains:
     """Gains of a catalogue function; parameters that are arrays are broadcast value by value."""
-    varying = {k: np.asarray(v) for k, v in named.parameters.items() if np.ndim(v) > 0}
+    varying = {k: float64(v) for k, v in named.parameters.items() if np.ndim(v) > 0}
     shape, mu, sigma = _points(mean, std, *varying.values())
     if not varying:
         return _assemble(catalogue.find(named.name, named.parameters), shape, mu, sigma)
@@ -142,7 +140,7 @@ def _named_gains(named: Canonical, mean: Any, std: Any) -> Gains:
 
 def _points(mean: Any, std: Any, *others: Array) -> tuple[tuple[int, ...], Array, Array]:
     """The broadcast shape and the flat float64 means and standard deviations."""
-    mu, sigma = _numpy(mean), _numpy(std)
+    mu, sigma = float64(mean), float64(std)
     try:
         shape = np.broadcast_shapes(mu.shape, sigma.shape, *(o.shape for o in others))
     except ValueError:
@@ -156,13 +154,6 @@ def _points(mean: Any, std: Any, *others: Array) -> tuple[tuple[int, ...], Array
             "Pass standard deviations, not signed values.",
         )
     return shape, np.broadcast_to(mu, shape).ravel(), np.broadcast_to(sigma, shape).ravel()
-
-
-def _numpy(value: Any) -> Array:
-    """``value`` as float64; torch tensors are detached and brought to the host."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().double().numpy()
-    return np.asarray(value, dtype=np.float64)
 
 
 def _assemble(activation: Activation, shape: tuple[int, ...], mean: Array, std: Array) -> Gains:

@@ -157,7 +157,7 @@ def compare_ratio(
     """Compare a ratio of two replicate means with its prediction.
 
     Args:
-        bench: Generator and number of rows; ``samples / rows`` replicates are drawn, 32 at least.
+        bench: Generator and number of rows; ``samples / rows`` replicates are drawn, 16 at least.
         draw: Returns numerators and denominators of that many replicates, each [replicates].
         predicted: E numerator / E denominator.
         name: What the ratio is.
@@ -166,7 +166,7 @@ def compare_ratio(
     Returns:
         One comparison; its p-value is that of Student's t.
     """
-    count = max(32, bench.samples // rows)
+    count = max(16, bench.samples // rows)
     sums = torch.zeros(5, dtype=torch.float64, device=bench.generator.device)
     for part in bench.chunks(count, rows):
         top, bottom = draw(bench.generator, part)

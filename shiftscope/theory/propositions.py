@@ -21,7 +21,7 @@ INPUTS = 16
 NEURONS = 8
 """Neurons, each one comparison."""
 _PAPER = "Kutsuna (2019)"
-_ISOTROPIC = ("gaussian", "uniform", "laplace", "signs", "rare", "scaled")
+_UNCORRELATED = ("gaussian", "uniform", "laplace", "signs", "rare", "scaled")
 _ALL = tuple(LAWS)
 
 Predict = Callable[[Tensor, Source], Tensor]
@@ -83,12 +83,12 @@ def _nothing(w: Tensor, a: Source) -> Tensor:
     return torch.zeros(w.shape[0], dtype=torch.float64, device=w.device)
 
 
-def _isotropic(w: Tensor, a: Source) -> Tensor:
+def isotropic(w: Tensor, a: Source) -> Tensor:
     """Propositions 4 and 5: σ²‖w_i‖²."""
     return a.std**2 * w.square().sum(dim=1)
 
 
-def _quadratic(w: Tensor, a: Source) -> Tensor:
+def quadratic(w: Tensor, a: Source) -> Tensor:
     """Any covariance: w_iᵀ Σ w_i."""
     return ((w @ a.covariance) * w).sum(dim=1)
 
@@ -232,13 +232,13 @@ _FOURTH = Claim(
     "w_i·1 = 0, E a = γ1, Cov a = σ²I imply E z_i = 0, V z_i = σ²‖w_i‖²",
     (4,),
     (
-        *(linear_case(law, law, -1.25, _nothing, _isotropic, std=0.6, zero_sum=True)
-          for law in _ISOTROPIC),
-        linear_case("variance, any weights and bias", "laplace", 2.0, None, _isotropic, bias=0.3),
-        linear_case("general Σ", "correlated", 0.5, _nothing, _quadratic, zero_sum=True),
-        linear_case("weights not zero-sum", "gaussian", -1.25, _nothing, _isotropic, std=0.6,
+        *(linear_case(law, law, -1.25, _nothing, isotropic, std=0.6, zero_sum=True)
+          for law in _UNCORRELATED),
+        linear_case("variance, any weights and bias", "laplace", 2.0, None, isotropic, bias=0.3),
+        linear_case("general Σ", "correlated", 0.5, _nothing, quadratic, zero_sum=True),
+        linear_case("weights not zero-sum", "gaussian", -1.25, _nothing, isotropic, std=0.6,
                     kind="negative control"),
-        linear_case("Σ not σ²I", "correlated", 0.5, None, _isotropic, zero_sum=True,
+        linear_case("Σ not σ²I", "correlated", 0.5, None, isotropic, zero_sum=True,
                     kind="negative control"),
     ),
 )  # fmt: skip
@@ -250,13 +250,13 @@ _FIFTH = Claim(
     "E ∇z = 0, Cov ∇z = σ²I imply E ∇a_j = 0, V ∇a_j = σ²‖w̃_j‖²",
     (5,),
     (
-        *(linear_case(law, law, 0.0, _nothing, _isotropic, std=0.9, transpose=True)
-          for law in _ISOTROPIC),
-        linear_case("gradient shift", "gaussian", 0.3, by_mean_angle, _isotropic, tilt=0.2,
+        *(linear_case(law, law, 0.0, _nothing, isotropic, std=0.9, transpose=True)
+          for law in _UNCORRELATED),
+        linear_case("gradient shift", "gaussian", 0.3, by_mean_angle, isotropic, tilt=0.2,
                     transpose=True),
         linear_case("E ∇z ≠ 0", "gaussian", 0.3, _nothing, transpose=True,
                     kind="negative control"),
-        linear_case("Cov ∇z not σ²I", "correlated", 0.0, None, _isotropic, transpose=True,
+        linear_case("Cov ∇z not σ²I", "correlated", 0.0, None, isotropic, transpose=True,
                     kind="negative control"),
     ),
 )  # fmt: skip

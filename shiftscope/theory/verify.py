@@ -154,7 +154,7 @@ class _Reporter:
         self.progress, self.total, self.done = progress, total, 0
 
     def tick(self, rows: int, label: str) -> None:
-        self.done = min(self.total, self.done + rows)
+        self.done += rows
         if self.progress is not None:
             self.progress(self.done, self.total, label)
 
@@ -170,6 +170,8 @@ def _run(
     bench = Bench(generator, samples, chunk, lambda rows: report.tick(rows, label))
     with torch.no_grad():
         comparisons = case.measure(bench)
+    if case.random:  # replicates need not use up the rows to the last one
+        report.tick(samples - bench.done, label)
     p = min(1.0, len(comparisons) * min(c.p for c in comparisons))
     return comparisons, p, bench.done
 
