@@ -12,6 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "report": "reporting",
     "Finding": "findings",
     "Thresholds": "findings",
     "diagnose": "findings",
@@ -28,6 +29,7 @@ _HOMES = {
     "load": "snapshot",
     "release": "fix.constrain",
     "rescale_": "fix.initialise",
+    "experiments": "",
     "geometry": "",
     "nn": "",
     "tally": "",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CAUSES", "SEVERITIES", "Evidence", "Finding", "percent", "severity_rank"]
+__all__ = ["CAUSES", "SEVERITIES", "Evidence", "Finding", "percent", "severity_rank", "short"]
 
 SEVERITIES = ("info", "watch", "serious", "critical")
 """Levels of concern, mildest first."""
@@ -67,7 +67,7 @@ class Evidence:
         if self.rows is not None:
             words.append(f"from {self.rows} rows")
         if self.site is not None:
-            words.append(f"at {self.site}")
+            words.append(f"at {short(self.site)}")
         return " ".join(words)
 
     def as_dict(self) -> dict[str, Any]:
@@ -126,6 +126,12 @@ class Finding:
             "advice": self.advice,
             "follows_from": self.follows_from,
         }
+
+
+def short(site: object, length: int = 48) -> str:
+    """A site name of bounded length, its middle left out where it is longer."""
+    name = str(site)
+    return name if len(name) <= length else f"{name[: length // 3]}…{name[-length // 2 :]}"
 
 
 def _known(value: float | None) -> bool:

@@ -22,6 +22,9 @@ _MEAN = 1 / 3
 _FEW_NEURONS = 5.0
 """Standard errors by which the spread may exceed its limit where a layer has few neurons."""
 
+_GUESSING = 0.02
+"""A cross-entropy above log(classes) minus this is that of guessing."""
+
 _BIAS_SLACK = 1.1
 """Biases may have drifted a tenth of their range: the last layer fits the class frequencies."""
 
@@ -125,16 +128,17 @@ def _chance(reading: Reading) -> dict[str, Evidence]:
     """Accuracy and loss, where the manifest has them and they are at chance."""
     manifest: Mapping[str, Any] = reading.snapshot.manifest
     classes = int(reading.head["neurons"]) if reading.head else 0
-    samples = int(manifest.get("samples") or 0)
-    accuracy, loss = manifest.get("accuracy"), manifest.get("loss")
     found: dict[str, Evidence] = {}
     if classes < 2:
         return found
-    if known(accuracy) and samples:
-        error = math.sqrt((1 - 1 / classes) / classes / samples)
-        if float(accuracy or 0) <= 1 / classes + 2 * error:
-            found["accuracy"] = Evidence(float(accuracy or 0), se=error, rows=samples)
-    if known(loss) and float(loss or 0) >= math.log(classes) - 0.02:
+    samples = int(manifest.get("accuracy_rows") or manifest.get("samples") or 0)
+    accuracy, loss = manifest.get("accuracy"), manifest.get("loss")
+    chance = float(manifest.get("chance_accuracy") or 1 / classes)
+    error = math.sqrt(chance * (1 - chance) / samples) if samples else math.inf
+    if known(accuracy) and float(accuracy or 0) <= chance + 2 * error:
+        found["accuracy"] = Evidence(float(accuracy or 0), se=error, rows=samples)
+        found["accuracy_by_chance"] = Evidence(chance)
+    if known(loss) and float(loss or 0) >= math.log(classes) - _GUESSING:
         found["loss"] = Evidence(float(loss or 0), rows=samples or None)
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shiftscope.findings.finding import Evidence, Finding
+from shiftscope.findings.finding import Evidence, Finding, short
 from shiftscope.findings.reading import Reading, Row, known
 from shiftscope.findings.thresholds import Thresholds
 
@@ -27,7 +27,7 @@ def non_finite(reading: Reading, thresholds: Thresholds) -> Finding | None:
     return Finding(
         cause="non_finite",
         severity="critical",
-        title=f"NaN or infinite values at {len(rows)} sites, first at {first['site']}",
+        title=f"NaN or infinite values at {len(rows)} sites, first at {short(first['site'])}",
         sites=tuple(str(row["site"]) for row in rows),
         evidence={
             "nonfinite_values": Evidence(int(sum(row["nonfinite"] for row in rows)), unit="values"),
@@ -37,7 +37,7 @@ def non_finite(reading: Reading, thresholds: Thresholds) -> Finding | None:
         source="any value that is not finite",
         explanation=(
             "They are left out of all statistics, so every other number describes the finite rest. "
-            f"The notes of {first['site']} name the stream; forward values come before gradients."
+            f"The notes of {short(first['site'])} name the stream; forward values come first."
         ),
         advice=(
             "Look at the first site: its input and its weights. If those are finite, the range of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shiftscope.findings.advice import ops_of, shift_advice
-from shiftscope.findings.finding import Evidence, Finding, percent
+from shiftscope.findings.finding import Evidence, Finding, percent, short
 from shiftscope.findings.profile import Profile
 from shiftscope.findings.reading import Reading, Row, known, samples_of, share_error
 from shiftscope.findings.thresholds import Thresholds
@@ -115,8 +115,8 @@ def _keeps_gradient(op: str) -> bool:
 
 def _title(reading: Reading, rows: Sequence[Row], severity: str) -> str:
     share = (
-        f"{percent(rows[0]['shift_share'])} of the variance entering {rows[0]['site']} is offset "
-        "between neurons"
+        f"{percent(rows[0]['shift_share'])} of the variance entering {short(rows[0]['site'])} "
+        "is offset between neurons"
     )
     decay = reading.gradient or reading.predicted_gradient
     if severity in {"critical", "serious"} and decay is not None:

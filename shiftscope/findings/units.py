@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from shiftscope.findings.finding import Evidence, Finding
+from shiftscope.findings.finding import Evidence, Finding, short
 from shiftscope.findings.reading import Reading, Row, known, samples_of
 from shiftscope.findings.thresholds import Thresholds
 from shiftscope.theory.saturation import SATURATION_MARGIN, can_die, saturation_bounds
@@ -36,8 +36,8 @@ def saturation(reading: Reading, thresholds: Thresholds) -> Finding | None:
         cause="saturation",
         severity="serious" if severe else "watch",
         title=(
-            f"{worst['op']} is flat for {worst['saturated']:.0%} of the rows at {worst['site']}, "
-            f"above half at {len(rows)} of {len(bounded)} such sites"
+            f"{worst['op']} is flat for {worst['saturated']:.0%} of the rows at "
+            f"{short(worst['site'])}, above half at {len(rows)} of {len(bounded)} such sites"
         ),
         sites=tuple(str(row["site"]) for row in rows),
         evidence={
@@ -86,8 +86,8 @@ def dead_units(reading: Reading, thresholds: Thresholds) -> Finding | None:
         cause="dead_units",
         severity=severity,
         title=(
-            f"{int(worst['dead'])} of {int(worst['neurons'])} units of {worst['site']} were never "
-            f"active ({total} units at {len(rows)} of {len(counted)} sites)"
+            f"{int(worst['dead'])} of {int(worst['neurons'])} units of {short(worst['site'])} were "
+            f"never active ({total} units at {len(rows)} of {len(counted)} sites)"
         ),
         sites=tuple(str(row["site"]) for row in rows),
         evidence={

@@ -1,1 +1,16 @@
-"""Placeholder docstring: replaced by the package's own."""
+"""Reports: a page, a document and figures on disk, and a summary for the terminal."""
+
+from shiftscope.reporting.bundle import FORMATS, Report, report
+from shiftscope.reporting.schema import REPORT_SCHEMA, SCHEMA_VERSION
+from shiftscope.reporting.text import Summary, plain_summary, summary
+
+__all__ = [
+    "FORMATS",
+    "REPORT_SCHEMA",
+    "SCHEMA_VERSION",
+    "Report",
+    "Summary",
+    "plain_summary",
+    "report",
+    "summary",
+]

@@ -1,0 +1,111 @@
+"""A report as files: page, document, snapshot and figures, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shiftscope.errors import UsageError
+from shiftscope.files import atomic_folder, strict_json
+from shiftscope.findings import Finding, diagnose
+from shiftscope.reporting.document import document
+from shiftscope.reporting.page import Picture, page
+
+if TYPE_CHECKING:
+    from shiftscope.snapshot import Snapshot
+
+__all__ = ["FORMATS", "Report", "report"]
+
+FORMATS = ("html", "png", "json")
+"""What :func:`report` can write beside ``snapshot.npz``."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report; usable wherever a path to its folder is.
+
+    Attributes:
+        folder: The folder.
+        files: Every file that was written, in it.
+        findings: What was concluded, worst first.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    findings: tuple[Finding, ...]
+
+    def __fspath__(self) -> str:
+        """The folder as a path."""
+        return str(self.folder)
+
+
+def report(
+    snapshot: Snapshot,
+    out: str | os.PathLike[str],
+    formats: Iterable[str] = FORMATS,
+    *,
+    findings: Sequence[Finding] | None = None,
+) -> Report:
+    """Write a report that can be read, searched and rebuilt.
+
+    Writes ``report.html`` (one file that works offline), ``report.json`` (strict, documented by
+    :data:`shiftscope.reporting.REPORT_SCHEMA`), ``figures/*.png`` and ``snapshot.npz``, from which
+    all of it can be rebuilt without the model. Everything is written to a temporary sibling first
+    and moved into place when complete; when something fails, what stood there is untouched.
+
+    Args:
+        snapshot: What was measured.
+        out: The folder to write into; made when it does not exist.
+        formats: Any of ``"html"``, ``"png"``, ``"json"``.
+        findings: What was concluded; None diagnoses with the default thresholds.
+
+    Returns:
+        The folder and its files.
+
+    Raises:
+        UsageError: A format is not known, or the folder cannot be written.
+    """
+    wanted = _checked(formats)
+    told = tuple(diagnose(snapshot) if findings is None else findings)
+    pictures = _pictures(snapshot, told) if {"html", "png"} & wanted else []
+    folder = Path(out)
+    with atomic_folder(folder) as place:
+        if "html" in wanted:
+            _write(place / "report.html", page(snapshot, told, pictures).encode())
+        if "json" in wanted:
+            _write(place / "report.json", strict_json(document(snapshot, told)).encode())
+        if "png" in wanted:
+            for picture in pictures:
+                _write(place / "figures" / f"{picture.name}.png", picture.png)
+        snapshot.save(place / "snapshot.npz")
+        names = [item.relative_to(place) for item in sorted(place.rglob("*")) if item.is_file()]
+    return Report(folder, tuple(folder / name for name in names), told)
+
+
+def _checked(formats: Iterable[str]) -> set[str]:
+    wanted = {formats} if isinstance(formats, str) else set(formats)
+    unknown = sorted(wanted - set(FORMATS))
+    if unknown:
+        raise UsageError(
+            f"a report has no format {unknown[0]!r}", f"choose among {', '.join(FORMATS)}"
+        )
+    return wanted
+
+
+def _pictures(snapshot: Snapshot, findings: Sequence[Finding]) -> list[Picture]:
+    """Draw and render; imported here, since a document alone needs no plotting library."""
+    from shiftscope.draw.gallery import figures
+    from shiftscope.draw.output import to_png_bytes
+
+    return [
+        Picture(item.name, item.title, item.caption, item.alt, to_png_bytes(item.figure))
+        for item in figures(snapshot, findings)
+    ]
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)

@@ -1,0 +1,227 @@
+"""``report.html``: one page that works offline, under a policy that lets nothing else in."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from shiftscope import __version__
+from shiftscope.files import strict_json
+from shiftscope.findings import Finding, verdict
+from shiftscope.findings.finding import short
+from shiftscope.reporting.strips import STEPS, strips
+from shiftscope.reporting.table import COLUMNS, FIRST_ROWS, SiteTable
+from shiftscope.reporting.text import plain_summary
+from shiftscope.reporting.words import (
+    coverage_lines,
+    input_lines,
+    manifest_lines,
+    number,
+    printable,
+    subtitle,
+)
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from shiftscope.snapshot import Snapshot
+
+__all__ = ["STRIP_BUDGET", "Picture", "page"]
+
+STRIP_BUDGET = 300_000
+"""Characters of packed quantiles a page carries by default."""
+
+_LINKS = 12
+_GAPS = 200
+_TITLES = {"critical": "Critical", "serious": "Serious", "watch": "Worth watching"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as it stands in the page.
+
+    Attributes:
+        name: Identifier, fit for a file name and an anchor.
+        title: A few words.
+        caption: What is drawn and how to read it.
+        alt: What it shows here, in one sentence.
+        png: The content of the PNG file.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    png: bytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, from the header of the file."""
+        header = self.png[16:24]
+        return int.from_bytes(header[:4], "big"), int.from_bytes(header[4:], "big")
+
+
+def page(
+    snapshot: Snapshot,
+    findings: Sequence[Finding],
+    pictures: Sequence[Picture] = (),
+    budget: int | None = STRIP_BUDGET,
+) -> str:
+    """Write the page.
+
+    Args:
+        snapshot: What was measured.
+        findings: What was concluded, worst first.
+        pictures: Figures to stand inline.
+        budget: Characters of packed neuron quantiles; None for all of them.
+
+    Returns:
+        HTML: styles, scripts, figures and data inline; no network, no ``style`` attribute, no
+        event attribute.
+    """
+    table = SiteTable(snapshot, findings)
+    packed, missing = strips(snapshot, table.names, 2**62 if budget is None else budget)
+    told = verdict(findings, snapshot)
+    style, script = _asset("report.css"), _asset("report.js")
+    return _template().render(
+        version=__version__,
+        style=_trusted(style),
+        script=_trusted(script),
+        style_hash=_digest(style),
+        script_hash=_digest(script),
+        subtitle=subtitle(snapshot),
+        verdict=told | {"sentence": printable(told["sentence"])},
+        verdict_title=_TITLES.get(told["severity"], "No fault found"),
+        coverage_sentence=_coverage_sentence(snapshot),
+        findings=[_finding(finding, table) for finding in findings],
+        figures=[_figure(picture) for picture in pictures],
+        missing=_missing(missing, len(packed)),
+        columns=COLUMNS,
+        rows=table.cells(),
+        total=len(table.rows),
+        coverage=coverage_lines(snapshot),
+        inputs=input_lines(snapshot),
+        manifest=manifest_lines(snapshot),
+        gaps=[(printable(m) or "(model)", printable(r)) for m, r in snapshot.gaps[:_GAPS]],
+        more_gaps=max(len(snapshot.gaps) - _GAPS, 0),
+        data=_trusted(script_json(_data(snapshot, findings, table, packed))),
+    )
+
+
+def script_json(value: Any) -> str:
+    """Strict JSON that may stand inside a script element: no markup, no line separators.
+
+    Args:
+        value: Plain data.
+
+    Returns:
+        ASCII text without ``<``, ``>`` and ``&``.
+    """
+    text = strict_json(value)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _data(
+    snapshot: Snapshot,
+    findings: Sequence[Finding],
+    table: SiteTable,
+    packed: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    order = {name: table.rows[place]["order"] for name, place in table.place.items()}
+    return {
+        **table.data(),
+        "first": FIRST_ROWS,
+        "steps": STEPS,
+        "findings": {f.cause: [order[s] for s in f.sites if s in order] for f in findings},
+        "strips": {order[name]: streams for name, streams in packed.items()},
+        "text": plain_summary(snapshot, findings),
+    }
+
+
+def _finding(finding: Finding, table: SiteTable) -> dict[str, Any]:
+    name, limit = finding.threshold
+    linked = [(site, table.place.get(site)) for site in finding.sites[:_LINKS]]
+    return {
+        "cause": finding.cause,
+        "severity": finding.severity,
+        "title": printable(finding.title),
+        "explanation": printable(finding.explanation),
+        "advice": printable(finding.advice),
+        "source": printable(finding.source),
+        "threshold": f"{name} {number(limit)}",
+        "evidence": [
+            (printable(key).replace("_", " "), printable(item.text()))
+            for key, item in finding.evidence.items()
+        ],
+        "sites": [
+            (printable(short(site)) or "(model)", None if at is None else table.rows[at]["order"])
+            for site, at in linked
+        ],
+        "count": len(finding.sites),
+        "more": max(len(finding.sites) - _LINKS, 0),
+    }
+
+
+def _figure(picture: Picture) -> dict[str, Any]:
+    width, height = picture.size
+    return {
+        "name": picture.name,
+        "title": printable(picture.title),
+        "caption": printable(picture.caption),
+        "alt": printable(picture.alt),
+        "data": base64.b64encode(picture.png).decode("ascii"),
+        "width": width,
+        "height": height,
+    }
+
+
+def _coverage_sentence(snapshot: Snapshot) -> str:
+    shares = [f"{name} {value}" for name, value in coverage_lines(snapshot)[:1]]
+    gaps = len(snapshot.gaps)
+    parts = [f"Measured: {shares[0]}."] if shares else []
+    parts += [f"{gaps} module{'s' if gaps != 1 else ''} not measured."] if gaps else []
+    return " ".join(parts)
+
+
+def _missing(missing: Sequence[str], carried: int) -> str:
+    if not missing:
+        return ""
+    names = ", ".join(printable(short(name)) for name in missing[:5])
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return (
+        f"To keep this page small it carries the neurons of the {carried} worst sites; those of "
+        f"{len(missing)} sites are left out: {names}{more}."
+    )
+
+
+@cache
+def _asset(name: str) -> str:
+    return files("shiftscope.reporting").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_asset("report.html"))
+
+
+def _trusted(text: str) -> Any:
+    """Mark text of this package, or JSON without markup, as fit to stand in the page as it is."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

@@ -1,0 +1,131 @@
+"""The site table of the page: what its columns are called, what its cells say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shiftscope.findings import Finding
+from shiftscope.reporting.ranking import blame, ranked
+from shiftscope.reporting.words import number, printable
+from shiftscope.site_table import SITE_COLUMNS
+
+if TYPE_CHECKING:
+    from shiftscope.snapshot import Snapshot
+
+__all__ = ["FIRST_ROWS", "Column", "SiteTable"]
+
+FIRST_ROWS = 200
+"""Rows written as HTML; the rest is drawn from the data on demand."""
+
+_DIGITS = 5
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the site table.
+
+    Attributes:
+        key: Its name in the data.
+        title: Its heading.
+        hint: What it is, in a few words.
+        text: Whether its cells are words.
+    """
+
+    key: str
+    title: str
+    hint: str
+    text: bool = False
+
+
+COLUMNS = (
+    Column("order", "#", "place in the order of execution"),
+    Column("site", "site", "where in the model", text=True),
+    Column("finding", "finding", "severity of the worst finding here", text=True),
+    Column("op", "op", "operation", text=True),
+    Column("neurons", "neurons", "width of z"),
+    Column("shift_share", "shift share", "between-neuron share of the pooled variance of z"),
+    Column("z_mean", "mean z", "mean over neurons"),
+    Column("z_std", "sd z", "standard deviation within neurons"),
+    Column("gain_fw", "gain fw", "V(z)/V(a) of a linear map, V(a)/V(z) of an activation"),
+    Column("gain_bw", "gain bw", "V(∇a)/V(∇z) of a linear map, V(∇z)/V(∇a) of an activation"),
+    Column("log10_grad_z_var", "log₁₀ V(∇z)", "variance of the gradient, in decades"),
+    Column("dead", "dead", "units that were never active"),
+    Column("saturated", "flat", "share of rows where the activation is saturated"),
+)
+"""The columns that are shown; all others stand under the strip of the chosen site."""
+
+
+class SiteTable:
+    """The sites of a snapshot, worst first, as cells and as data for the page.
+
+    Args:
+        snapshot: What was measured.
+        findings: What was concluded, worst first.
+    """
+
+    def __init__(self, snapshot: Snapshot, findings: Sequence[Finding]) -> None:
+        worst = blame(findings)
+        rows = {str(row["site"]): row for row in snapshot.sites.to_dict("records")}
+        self.names = ranked(snapshot, findings)
+        self.rows = [_row(rows[name], worst.get(name, "")) for name in self.names]
+        self.place = {name: place for place, name in enumerate(self.names)}
+
+    def cells(self) -> list[dict[str, Any]]:
+        """The first rows for the template: ``order``, ``severity`` and a text for each column."""
+        return [
+            {
+                "order": row["order"],
+                "severity": row["finding"],
+                "share": row["shift_share"] if _known(row["shift_share"]) else None,
+                "cells": [(column.key, _text(row[column.key])) for column in COLUMNS],
+            }
+            for row in self.rows[:FIRST_ROWS]
+        ]
+
+    def data(self) -> dict[str, Any]:
+        """All rows for the page: column names, and one list a row."""
+        keys = [key for key in _KEYS if any(_present(row[key]) for row in self.rows)]
+        return {
+            "keys": keys,
+            "rows": [[_compact(row[key]) for key in keys] for row in self.rows],
+        }
+
+
+_KEYS = tuple(dict.fromkeys([*(column.key for column in COLUMNS), *SITE_COLUMNS]))
+
+
+def _row(row: Mapping[Any, Any], severity: str) -> dict[str, Any]:
+    linear = row["kind"] == "linear"
+    extra = {
+        "finding": severity,
+        "gain_fw": row["eta_measured" if linear else "phi_fw"],
+        "gain_bw": row["xi_measured" if linear else "phi_bw"],
+    }
+    return {str(key): cell for key, cell in row.items()} | extra
+
+
+def _text(value: Any) -> str:
+    return "" if value == "" else number(value)
+
+
+def _present(value: Any) -> bool:
+    return value is not None and value != "" and not (isinstance(value, float) and value != value)
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _compact(value: Any) -> Any:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return int(value) if value.is_integer() and abs(value) < 2**53 else _rounded(value)
+    return printable(value) if isinstance(value, str) else value
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
