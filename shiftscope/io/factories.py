@@ -7,7 +7,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 from shiftscope.errors import LoadError, UsageError
 
 __all__ = ["call_factory", "find_file", "resolve"]
+
+_OWN = "shiftscope_user_"
+"""Modules made from the user's files are called so, to collide with nothing."""
 
 
 def resolve(spec: str, folders: Sequence[Path]) -> tuple[Any, str]:
@@ -88,22 +92,40 @@ def _import_module(name: str) -> ModuleType:
 def _import_file(path: Path) -> ModuleType:
     """Run a file as a module of its own, with its neighbours importable meanwhile."""
     key = hashlib.sha256(str(path).encode()).hexdigest()[:12]
-    name = f"shiftscope_user_{key}_{path.stem}"
+    name = f"{_OWN}{key}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is no Python file", "give a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look their module up here
-    sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        with _neighbours(path.parent):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise _own_fault(str(path), error) from error
-    finally:
-        if str(path.parent) in sys.path:
-            sys.path.remove(str(path.parent))
     return module
+
+
+@contextmanager
+def _neighbours(folder: Path | None) -> Iterator[None]:
+    """Let files of the folder import each other, as they would when run as a script."""
+    if folder is None:
+        yield
+        return
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def _home(factory: object) -> Path | None:
+    """The folder of a factory that came from a file of the user's."""
+    name = getattr(factory, "__module__", None) or ""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return Path(file).parent if name.startswith(_OWN) and file else None
 
 
 def _own_fault(where: str, error: BaseException) -> LoadError:
@@ -159,6 +181,7 @@ def call_factory(
             "give a function without required parameters that builds it",
         )
     try:
-        return factory(**passed), passed
+        with _neighbours(_home(factory)):
+            return factory(**passed), passed
     except Exception as error:
         raise _own_fault(shown, error) from error

@@ -237,7 +237,11 @@ class _Machine:
 
     def _reduce(self, _: Any) -> None:
         args, function = self.stack.pop(), self.stack.pop()
-        self._call(function, args)
+        data = _spelled_bytes(function, args)
+        if data is not None:
+            self.stack.append(data)
+        else:
+            self._call(function, args)
 
     _newobj = _reduce
 
@@ -270,3 +274,16 @@ class _Machine:
 
     def _next_buffer(self, _: Any) -> None:
         self.stack.append(None)
+
+
+def _spelled_bytes(function: Any, args: Any) -> bytes | None:
+    """Protocols 0 to 2 have no bytes: Python 3 spells them as a call that encodes text."""
+    if not isinstance(function, Name):
+        return None
+    if function == Name("_codecs", "encode") and len(args) == 2 and args[1] in _LATIN:
+        return args[0].encode("latin-1") if isinstance(args[0], str) else None
+    empty = function.name == "bytes" and function.module in {"builtins", "__builtin__"}
+    return b"" if empty and args == () else None
+
+
+_LATIN = ("latin1", "latin-1")

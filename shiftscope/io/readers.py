@@ -168,9 +168,7 @@ def _pixels(record: Any) -> _Array:
 
 
 def _raw_bytes(raw: Any) -> bytes:
-    """Bytes in a pickle: as such, as Python 2 text, or as Python 3 spells them in protocol 2."""
-    if isinstance(raw, Call) and raw.path == "_codecs.encode":
-        raw = raw.args[0]
+    """Bytes in a pickle: as such, or as the text of Python 2."""
     return raw.encode("latin-1") if isinstance(raw, str) else bytes(raw)
 
 

@@ -37,7 +37,7 @@ def read(data: bytes) -> Any:
     return read_pickle(io.BytesIO(data)).value
 
 
-@given(value=_PLAIN, protocol=st.integers(3, 5))
+@given(value=_PLAIN, protocol=st.integers(0, 5))
 def test_plain_data_come_out_as_they_went_in(value: object, protocol: int) -> None:
     assert read(pickle.dumps(value, protocol=protocol)) == value
 
