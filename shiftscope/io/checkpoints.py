@@ -85,6 +85,15 @@ def load_checkpoint(
         LoadError: It cannot be read, is refused, or holds no named tensors.
     """
     path = Path(path)
+    try:
+        return _load(path, trust_pickle, prefer)
+    except OSError as error:
+        raise LoadError(
+            f"{path} cannot be read: {error.strerror or error}", "check the file and its disk"
+        ) from None
+
+
+def _load(path: Path, trust_pickle: bool, prefer: str | None) -> Checkpoint:
     kind = sniff(path)
     if kind is Format.SHARDED and path.is_dir():
         return _in_folder(path, trust_pickle, prefer)

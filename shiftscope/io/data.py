@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shiftscope.errors import UsageError
-from shiftscope.io.batches import LoadedData, from_source, make_plan
+from shiftscope.errors import LoadError, UsageError
+from shiftscope.io.batches import LoadedData, Plan, from_source, make_plan
 from shiftscope.io.readers import (
     read_cifar,
     read_image_folder,
@@ -85,11 +85,20 @@ def load_data(
     """
     plan = make_plan(batch_size, batches, seed, rank, world_size, normalize)
     folder = Path(base) if base is not None else Path.cwd()
+    try:
+        return _load(spec, folder, plan)
+    except OSError as error:
+        raise LoadError(
+            f"{spec} cannot be read: {error.strerror or error}", "check the files and their disk"
+        ) from None
+
+
+def _load(spec: str, folder: Path, plan: Plan) -> LoadedData:
     kind, _, rest = spec.partition(":")
     if kind in _READERS:
         if kind != "digits" and not rest:
             raise UsageError(f"data SPEC {spec!r} is incomplete", f"use one of {FORMS}")
-        return from_source(_READERS[kind](rest, folder, seed), spec, plan, kind == "normal")
+        return from_source(_READERS[kind](rest, folder, plan.seed), spec, plan, kind == "normal")
     if spec.endswith((".npz", ".safetensors")):
         read = read_npz if spec.endswith(".npz") else read_safetensors
         return from_source(read(folder / Path(spec).expanduser()), spec, plan)

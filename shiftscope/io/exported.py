@@ -50,6 +50,8 @@ _SPEC_TYPES = frozenset(
 _FREE_TEXT = frozenset(
     {"stack_trace", "torch_fn", "nn_module_stack", "source_fn_stack", "from_node"}
 )
+_UNPICKLED = frozenset({"serialized_state_dict.json", "serialized_constants.json"})
+"""Members beside ``*.pt`` that torch hands to its unpickler."""
 _SPECS = frozenset({"in_spec", "out_spec"})
 
 
@@ -102,9 +104,9 @@ def _vet(archive: zipfile.ZipFile, path: Path) -> None:
             raise _refused(path, f"it holds compiled code or pickled objects ({leaf})")
         data = archive.read(name)
         if data[:4] == b"PK\x03\x04":
-            load_bytes(data, path)
-        elif data[:1] == b"\x80" and not re.search(r"(weight|constant|tensor)s?_\d+$", leaf):
-            raise _refused(path, f"it holds a plain pickle ({leaf})")
+            load_bytes(data, path, tensors_only=True)
+        elif data and (leaf.endswith(".pt") or leaf in _UNPICKLED):
+            raise _refused(path, f"{leaf} is a plain pickle")
         if leaf.endswith("_config.json"):
             _vet_payloads(json.loads(data), archive, name, path)
         elif leaf.startswith("models/") or leaf == "serialized_exported_program.json":
@@ -151,8 +153,8 @@ def _objection(key: str, value: str) -> str:
     if key == "expr_str":
         return "" if _EXPRESSION.fullmatch(value) else f"it evaluates {value!r}"
     if key in _SPECS:
-        types = re.findall(r'"type": "([^"]*)"', value)
-        return "" if _SPEC_TYPES.issuperset(types) else f"it rebuilds containers {types}"
+        types = {text for name, text in _strings(json.loads(value), "") if name == "type"}
+        return "" if types <= _SPEC_TYPES else f"it rebuilds containers {sorted(types)}"
     if key in _FREE_TEXT or key in {"torch_version", "as_string"}:
         return ""
     return "" if _NAMES.fullmatch(value) else f"it uses the name {value!r}"

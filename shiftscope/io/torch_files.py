@@ -22,7 +22,7 @@ from shiftscope.errors import LoadError
 from shiftscope.io.bounds import Budget, check_archive, check_reading
 from shiftscope.io.formats import ZIP_ERRORS, Format
 from shiftscope.io.inert import Reading, read_pickle
-from shiftscope.io.safe_names import stand_ins, unknown_names
+from shiftscope.io.safe_names import known_to_torch, stand_ins, unknown_names
 
 __all__ = ["load_bytes", "load_torch_file"]
 
@@ -54,24 +54,25 @@ def load_torch_file(path: Path, kind: Format, *, trust_pickle: bool = False) -> 
             refused = unknown_names(reading.names)
             if not refused and kind is not Format.PICKLE:
                 return _load_vetted(stream, path)
-        if trust_pickle:
+        if trust_pickle and kind is not Format.PICKLE:
             return _load_trusted(stream, path)
     if kind is Format.TORCH_TAR:
         raise LoadError(
             f"{path} is a tar of torch's first format, which can only be read by running pickles",
             f"re-save it with a current torch; {_WAY_OUT}",
         )
-    if not refused:
-        raise LoadError(f"{path} is a plain pickle, not written by torch.save", _WAY_OUT)
-    raise _refusal(path, kind, refused)
+    if kind is Format.PICKLE:
+        raise _plain_pickle(path, refused)
+    raise _refusal(path, refused)
 
 
-def load_bytes(data: bytes, path: Path) -> Any:
+def load_bytes(data: bytes, path: Path, *, tensors_only: bool = False) -> Any:
     """Read a torch zip archive that lies inside another file, with the same checks.
 
     Args:
         data: The archive.
         path: Named in errors.
+        tensors_only: Refuse also the harmless names that `safe_names` stands in for.
 
     Returns:
         The saved object, tensors on the CPU.
@@ -84,8 +85,11 @@ def load_bytes(data: bytes, path: Path) -> Any:
         reading = _survey_zip(stream, Budget(path, len(data)))
     except ZIP_ERRORS as error:
         raise LoadError(f"{path} is truncated or damaged: {_first_line(error)}", _DAMAGED) from None
-    if refused := unknown_names(reading.names):
-        raise _refusal(path, Format.TORCH_ZIP, refused)
+    refused = unknown_names(reading.names)
+    if tensors_only:
+        refused = [name for name in reading.names if not known_to_torch(name)]
+    if refused:
+        raise _refusal(path, refused)
     stream.seek(0)
     return _load_vetted(stream, path)
 
@@ -149,10 +153,10 @@ def _survey(stream: IO[bytes], path: Path, kind: Format) -> Reading:
 def _survey_zip(stream: IO[bytes], budget: Budget) -> Reading:
     with zipfile.ZipFile(stream) as archive:
         check_archive(archive, budget)
-        names = archive.namelist()
-        data = next((name for name in names if name.partition("/")[2] == "data.pkl"), None)
-        if data is None:
-            raise zipfile.BadZipFile("no data.pkl in it")
+        names = [name for name in archive.namelist() if name.partition("/")[2] == "data.pkl"]
+        if len(names) != 1:
+            raise zipfile.BadZipFile(f"{len(names)} members called data.pkl, expected one")
+        (data,) = names
         folder = data.partition("/")[0]
         reading = read_pickle(io.BytesIO(archive.read(data)))
         sizes = {
@@ -177,11 +181,22 @@ def _survey_stream(view: mmap.mmap, kind: Format, budget: Budget) -> Reading:
     return content
 
 
-def _refusal(path: Path, kind: Format, names: list[str]) -> LoadError:
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    what = "a plain pickle" if kind is Format.PICKLE else "a pickle"
+def _plain_pickle(path: Path, names: list[str]) -> LoadError:
+    imports = f" that would import {_listed(names)}" if names else ", not written by torch.save"
+    return LoadError(
+        f"{path} is a plain pickle{imports}: refused",
+        "if you trust its author, unpickle it in Python and torch.save the state_dict",
+    )
+
+
+def _refusal(path: Path, names: list[str]) -> LoadError:
     if any(name.startswith("torch.nn.modules.") for name in names):
         return LoadError(
-            f"{path} holds a whole pickled module, not weights: it would import {shown}", _WAY_OUT
+            f"{path} holds a whole pickled module, not weights: it would import {_listed(names)}",
+            _WAY_OUT,
         )
-    return LoadError(f"{path} is {what} that would import {shown}: refused", _WAY_OUT)
+    return LoadError(f"{path} is a pickle that would import {_listed(names)}: refused", _WAY_OUT)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

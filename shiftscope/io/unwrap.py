@@ -8,6 +8,7 @@ prefixes that wrappers put before every name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,21 +33,14 @@ _PREFERRED = (
     "params",
     "state",
 )
-_AVERAGED = ("ema", "averaged", "swa", "teacher", "shadow", "polyak")
-_NOT_WEIGHTS = (
-    "optim",
-    "scheduler",
-    "scaler",
-    "callbacks",
-    "loops",
-    "rng",
-    "sampler",
-    "hyper_parameters",
-    "hparams",
-    "args",
-    "config",
-    "criterion",
+_AVERAGED = frozenset({"ema", "averaged", "swa", "teacher", "shadow", "polyak"})
+_NOT_WEIGHTS = frozenset(
+    {"optim", "optims", "optimizer", "optimizers", "scheduler", "schedulers", "scaler"}
+    | {"callbacks", "loops", "rng", "sampler", "criterion"}
+    | {"hyper", "hyperparameters", "hparams", "args", "config"}
 )
+"""Words in a key: averaged copies of the weights, and what is saved beside weights."""
+
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
@@ -81,8 +75,7 @@ class Candidate:
     @property
     def averaged(self) -> bool:
         """Whether a key on the way names an averaged copy of the weights."""
-        keys = " ".join(str(key).lower() for key in self.path)
-        return any(word in keys for word in _AVERAGED)
+        return any(_words(key) & _AVERAGED for key in self.path if isinstance(key, str))
 
     @property
     def rank(self) -> tuple[bool, int, int, int]:
@@ -142,7 +135,13 @@ def _is_container(value: object) -> bool:
 
 
 def _set_aside(key: str) -> bool:
-    return any(word in key.lower() for word in _NOT_WEIGHTS)
+    return bool(_words(key) & _NOT_WEIGHTS)
+
+
+def _words(key: str) -> set[str]:
+    """The words of a key: {"model", "ema"} of ``model_ema`` and ``modelEMA``."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key)
+    return set(re.split(r"[^a-z]+", apart.lower()))
 
 
 def _as_state(content: Mapping[Any, Any], path: tuple[str | int, ...]) -> Candidate | None:

@@ -110,6 +110,18 @@ def test_live_weights_are_taken_before_their_average_and_it_is_told(tmp_path: Pa
     assert same(load_checkpoint(path, prefer="ema").state, weights(1))
 
 
+@pytest.mark.parametrize("name", ["upsampler", "upscaler", "semantic", "schema", "swapped"])
+def test_words_inside_other_words_mean_nothing(tmp_path: Path, name: str) -> None:
+    content = {"a": {"w": torch.zeros(1)}, name: weights()}
+    assert load_checkpoint(saved(content, tmp_path / "x")).choices == (name, "a")
+
+
+@pytest.mark.parametrize("name", ["model_ema", "modelEMA", "ema_state_dict", "teacher", "EMA"])
+def test_averaged_weights_come_last(tmp_path: Path, name: str) -> None:
+    content = {name: weights(), "a": {"w": torch.zeros(1)}}
+    assert load_checkpoint(saved(content, tmp_path / "x")).choices == ("a", name)
+
+
 def test_a_choice_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     path = saved(training_checkpoint(), tmp_path / "x")
     with pytest.raises(LoadError, match="'swa'") as caught:

@@ -122,7 +122,13 @@ def rebuild_containers(program: dict[str, Any]) -> None:
     program["graph_module"]["module_call_graph"][0]["signature"]["out_spec"] = spec
 
 
+def rebuild_containers_with_other_spaces(program: dict[str, Any]) -> None:
+    spec = '[1,{"type":"collections.defaultdict","context":"null","children_spec":[]}]'
+    program["graph_module"]["module_call_graph"][0]["signature"]["out_spec"] = spec
+
+
 CHANGES = [
+    rebuild_containers_with_other_spaces,
     call_system,
     call_hub,
     call_extension,
@@ -152,6 +158,21 @@ def test_an_unchanged_rewrite_loads(tmp_path: Path) -> None:
     export(tmp_path / "good.pt2", dynamic=False)
     rewrite(tmp_path / "good.pt2", tmp_path / "same.pt2", lambda program: None)
     assert load_checkpoint(tmp_path / "same.pt2").program is not None
+
+
+def test_remarks_in_a_program_stay_remarks(tmp_path: Path) -> None:
+    """Stack traces are free text, and must not become code of the generated forward."""
+    trap = tmp_path / "ran"
+    text = f"\n    __import__('os').mkdir({str(trap)!r})\n"
+
+    def change(program: dict[str, Any]) -> None:
+        for node in graph(program)["nodes"]:
+            node["metadata"]["stack_trace"] += text
+
+    export(tmp_path / "good.pt2", dynamic=False)
+    rewrite(tmp_path / "good.pt2", tmp_path / "bad.pt2", change)
+    load_model("bad.pt2", base=tmp_path).model(torch.ones(4, 2, 6, 6))
+    assert not trap.exists()
 
 
 def test_a_broken_program_is_told_in_one_line(tmp_path: Path) -> None:

@@ -102,13 +102,18 @@ def shard(path: Path, payload: Any) -> None:
     (path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
-def exported_member(name: str) -> Callable[[Path, Any], None]:
+def exported_member(name: str, protocol: int | None = None) -> Callable[[Path, Any], None]:
+    """A program one member of which is a torch archive, or a pickle of a protocol."""
+
     def make(path: Path, payload: Any) -> None:
         program = torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),))
         good = path.with_name("good.pt2")
         torch.export.save(program, good)
         buffer = io.BytesIO()
-        torch.save(payload, buffer)
+        if protocol is None:
+            torch.save(payload, buffer)
+        else:
+            buffer.write(pickle.dumps(payload, protocol))
         with (
             zipfile.ZipFile(good) as source,
             zipfile.ZipFile(path, "w") as target,
@@ -118,7 +123,7 @@ def exported_member(name: str) -> Callable[[Path, Any], None]:
                 target.writestr(member, buffer.getvalue() if evil else source.read(member))
             if name not in {member.partition("/")[2] for member in source.namelist()}:
                 folder = source.namelist()[0].partition("/")[0]
-                target.writestr(f"{folder}/{name}", pickle.dumps(payload))
+                target.writestr(f"{folder}/{name}", buffer.getvalue())
 
     return make
 
@@ -136,7 +141,9 @@ MAKERS: dict[str, Callable[[Path, Any], None]] = {
     "dcp inside": dcp_inside,
     "shard": shard,
     "exported, sample inputs": exported_member("data/sample_inputs/model.pt"),
-    "exported, opaque object": exported_member("data/constants/opaque_obj_0"),
+    "exported, sample inputs, protocol 0": exported_member("data/sample_inputs/model.pt", 0),
+    "exported, weights": exported_member("data/weights/model.pt", 2),
+    "exported, opaque object": exported_member("data/constants/opaque_obj_0", 2),
 }
 
 
