@@ -26,8 +26,8 @@ _RIDGES = 10
 _BINS = 61
 _REACHES = (2.0, 5.0, 10.0, 20.0, 45.0, 90.0)
 _WORDS = {
-    "ones": ("theta_ones", "Angle of the weights to 1"),
-    "mean": ("theta_mean", "Angle of the weights to the mean input"),
+    "ones": ("theta_ones", "Angle of weights to 1"),
+    "mean": ("theta_mean", "Angle of weights to the mean input"),
 }
 
 
@@ -47,6 +47,8 @@ def angle_histograms(source: Source) -> Figure:
     left, right = figure.subplots(1, 2)
     angle_histogram(neurons, "ones", ax=left)
     angle_histogram(neurons, "mean", ax=right)
+    if left.has_data() and right.has_data():
+        right.tick_params(labelleft=False)
     return figure
 
 
@@ -70,19 +72,17 @@ def angle_histogram(
     ax = new_axes(ax, 4.0)
     name, heading = _WORDS[to]
     title(ax, heading)
-    rows = [
-        (site, values)
-        for site, part in by_site(neurons_of(source))
-        if (values := _degrees(part, name)).size
-    ]
-    if not rows:
+    rows = [(site, _degrees(p, name)) for site, p in by_site(_with_angles(neurons_of(source)))]
+    measured = [values for _, values in rows if values.size]
+    if not measured:
         reason = "no weights were read" if to == "ones" else "no mean input (no data were run)"
         not_measured(ax, reason)
         return ax
-    edges = _edges([values for _, values in rows])
-    shares = np.stack([np.histogram(v, edges)[0] / v.size for _, v in rows])
+    edges = _edges(measured)
+    heights = np.stack([np.histogram(values, edges)[0] for _, values in rows])
+    heights = heights / np.maximum(heights.max(axis=1, keepdims=True), 1)
     draw = _ridges if len(rows) <= _RIDGES else _heat
-    draw(ax, edges, shares)
+    draw(ax, edges, heights)
     _furnish(ax, [site for site, _ in rows], edges)
     return ax
 
@@ -104,27 +104,26 @@ def _edges(rows: list[Array]) -> Array:
     return 90 + np.linspace(-reach, reach, _BINS + 1)
 
 
-def _ridges(ax: Axes, edges: Array, shares: Array) -> None:
-    for row, share in enumerate(shares):
-        height = 0.85 * share / max(float(share.max()), 1e-12)
+def _ridges(ax: Axes, edges: Array, heights: Array) -> None:
+    for row, height in enumerate(heights):
+        tops = row - 0.85 * height
         ax.stairs(
-            *(row - height, edges),
+            *(tops, edges),
             baseline=row,
             fill=True,
             facecolor=COLORS["shift"],
             alpha=0.35,
             linewidth=0,
         )
-        ax.stairs(row - height, edges, baseline=None, color=COLORS["shift"], linewidth=1.0)
-    ax.set_ylim(len(shares) - 0.7, -1.0)
+        ax.stairs(tops, edges, baseline=None, color=COLORS["shift"], linewidth=1.0)
+    ax.set_ylim(len(heights) - 0.7, -1.0)
 
 
-def _heat(ax: Axes, edges: Array, shares: Array) -> None:
-    count = len(shares)
+def _heat(ax: Axes, edges: Array, heights: Array) -> None:
     ax.imshow(
-        shares / np.maximum(shares.max(axis=1, keepdims=True), 1e-12),
+        heights,
         cmap=sequential(COLORS["shift"]),
-        extent=(edges[0], edges[-1], count - 0.5, -0.5),
+        extent=(edges[0], edges[-1], len(heights) - 0.5, -0.5),
         aspect="auto",
         interpolation="nearest",
         vmin=0,

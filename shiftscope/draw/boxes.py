@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from shiftscope.draw.names import display_name, thinned
 from shiftscope.draw.quantiles import draw_quantiles
-from shiftscope.draw.style import MANY, drawing, new_axes, not_measured, remark, span, title
+from shiftscope.draw.style import MANY, drawing, new_axes, not_measured, span, title
 from shiftscope.draw.tables import Array, Source, neurons_of, quantiles_of
 
 __all__ = ["neuron_boxes"]
@@ -78,19 +78,17 @@ def _draw(ax: Axes, table: Array, order: str, total: int) -> None:
     draw_quantiles(ax, np.asarray(kept, dtype=np.float64), table, "forward")
     ax.set_ylim(*span(table, least=1e-12))
     ax.set_xlim(-0.7, count - 0.3)
-    by = "sorted by median" if order == "median" else "in order of number"
-    ax.set_xlabel(f"{count} neurons, {by}" if count > 1 else "the only neuron")
+    ax.set_xlabel(_words(len(kept), count, total, order))
     ax.set_ylabel("value")
     if count <= MANY:
         ax.set_xticks([])
-    _tell(ax, len(kept), count, total)
 
 
-def _tell(ax: Axes, shown: int, count: int, total: int) -> None:
-    words = []
+def _words(shown: int, count: int, total: int, order: str) -> str:
+    by = "sorted by median" if order == "median" else "in order of number"
+    words = [f"{count} neurons, {by}" if count > 1 else "one neuron"]
     if shown < count:
-        words.append(f"{shown} of them drawn, evenly chosen")
+        words.append(f"{shown} evenly chosen ones are drawn")
     if count < total:
-        words.append(f"{total - count} of {total} neurons not measured")
-    if words:
-        remark(ax, "; ".join(words))
+        words.append(f"{total - count} of {total} not measured")
+    return "; ".join(words)

@@ -33,7 +33,7 @@ class DecadeLocator(Locator):
 
     def __call__(self) -> Any:
         """Ticks for the present limits of the axis."""
-        low, high = map(float, self.axis.get_view_interval())  # type: ignore[union-attr, arg-type]
+        low, high = map(float, self.axis.get_view_interval())  # type: ignore[union-attr]
         return self.tick_values(min(low, high), max(low, high))
 
     def tick_values(self, vmin: float, vmax: float) -> Any:

@@ -15,7 +15,7 @@ from shiftscope.draw.angles import angle_histograms
 from shiftscope.draw.boxes import neuron_boxes
 from shiftscope.draw.heatmaps import stripes
 from shiftscope.draw.layers import layer_boxes
-from shiftscope.draw.names import thinned
+from shiftscope.draw.names import plain_name, thinned
 from shiftscope.draw.predicted import predicted_against_measured
 from shiftscope.draw.profile import depth_profile
 from shiftscope.draw.quantiles import BANDS, BOXES
@@ -137,14 +137,14 @@ def _neurons(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure | N
     panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
     for ax, name in zip(panels, names, strict=True):
         neuron_boxes(snapshot, name, ax=ax)
-    _share_scale(panels)
+    _share_scale(list(panels))
     return NamedFigure(
         "neurons",
         "Neurons of single sites",
         f"As Figures 2 and 3 of Kutsuna 2019, up to {MANY} neurons: {BOXES}; more: {BANDS}. A "
         "healthy neuron uses the range of its activation; under shift neurons become constants at "
         "different heights. All panels have one scale.",
-        f"Distributions of the neurons of {', '.join(names)}.",
+        f"Distributions of the neurons of {', '.join(map(plain_name, names))}.",
         figure,
     )
 
@@ -158,7 +158,7 @@ def _stripes(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure | N
         "Weights, inputs and preactivations",
         "As Figure 1 of Kutsuna 2019: a crop of W, A and Z. Horizontal stripes in Z are activation "
         "shift: neurons differ from each other more than from sample to sample.",
-        f"Heat maps of weights, inputs and preactivations of {name}.",
+        f"Heat maps of weights, inputs and preactivations of {plain_name(name)}.",
         stripes(snapshot, name),
     )
 

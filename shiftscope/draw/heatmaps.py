@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from shiftscope.draw.names import display_name
 from shiftscope.draw.palette import COLORS
@@ -74,11 +75,12 @@ def stripes(
     names = _chosen(pictures, sites)
     if not names:
         return empty_figure("Weights, inputs, preactivations", "no picture was kept of any site")
-    figure = new_figure(3.15 * len(names) + 0.25)
-    panels = figure.subplots(len(names), 3, squeeze=False)
+    figure = new_figure(3.3 * len(names))
+    rows = figure.subfigures(len(names), 1, squeeze=False)[:, 0]
     reach = limit or _reach([pictures[name].get("Z") for name in names])
-    for row, name in zip(panels, names, strict=True):
-        _row(row, pictures[name], display_name(name, 60), reach)
+    for row, name in zip(rows, names, strict=True):
+        row.suptitle(display_name(name, 76), x=0.01, ha="left")
+        _row(row.subplots(1, 3), pictures[name], reach)
     return figure
 
 
@@ -108,6 +110,8 @@ def heat_map(ax: Axes, values: Array, limit: float | None, label: str = "") -> A
         interpolation="nearest",
     )
     ax.grid(visible=False)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6, integer=True))
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.06, aspect=28, pad=0.02, label=label)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=2)
@@ -127,11 +131,11 @@ def _chosen(pictures: Pictures, sites: str | Sequence[str] | None) -> list[str]:
     return names
 
 
-def _row(panels: Any, picture: Mapping[str, Any], name: str, reach: float) -> None:
+def _row(panels: Any, picture: Mapping[str, Any], reach: float) -> None:
     for ax, key in zip(panels, _AXES, strict=True):
         heading, x, y = _AXES[key]
         values = np.asarray(picture.get(key, ()), dtype=np.float64)
-        title(ax, f"{name}\n{heading}" if key == "W" else heading)
+        title(ax, heading)
         if values.ndim != 2 or not np.isfinite(values).any():
             not_measured(ax, f"no finite crop of {key}")
             continue

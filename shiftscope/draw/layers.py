@@ -22,12 +22,15 @@ from shiftscope.draw.style import (
     new_figure,
     not_measured,
     span,
+    stack_panels,
     title,
 )
 from shiftscope.draw.tables import Array, Source, by_site, column, neurons_of
 from shiftscope.snapshot import Snapshot
 
 __all__ = ["boxes_by_layer", "gradient_boxes", "layer_boxes", "preactivation_boxes"]
+
+_PANEL = 2.5
 
 Kind = Literal["linear", "activation"]
 
@@ -45,11 +48,11 @@ def layer_boxes(source: Source, kind: Kind = "linear") -> Figure:
     Returns:
         A figure of two panels that share the layers.
     """
-    figure = new_figure(5.4)
+    figure = new_figure(_PANEL)
     top, bottom = figure.subplots(2, 1, sharex=True)
     preactivation_boxes(source, kind, ax=top)
     gradient_boxes(source, kind, ax=bottom)
-    top.tick_params(labelbottom=False)
+    stack_panels(figure, [top, bottom], _PANEL, 0.5)
     return figure
 
 

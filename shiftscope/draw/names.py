@@ -10,18 +10,30 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 
 import numpy as np
 from matplotlib.font_manager import findfont
-from matplotlib.ft2font import FT2Font
+from matplotlib.ft2font import FT2Font, LoadFlags
 
-__all__ = ["FONT", "NAME_LENGTH", "display_name", "display_names", "strided", "thinned"]
+__all__ = [
+    "FONT",
+    "NAME_LENGTH",
+    "display_name",
+    "display_names",
+    "plain_name",
+    "strided",
+    "thinned",
+]
 
 FONT = "DejaVu Sans"
 """The font of every figure: the one that matplotlib itself brings along."""
 
 NAME_LENGTH = 28
-"""Longest site name in a figure, in characters."""
+"""Room for a site name in a figure, in average characters."""
+
+_AVERAGE = 0.55
+"""Width of an average character in em."""
 
 _MISSING = "\N{WHITE SQUARE}"
 
@@ -31,14 +43,19 @@ def display_name(name: object, length: int = NAME_LENGTH) -> str:
 
     Args:
         name: The name as it came.
-        length: Longest result in characters, at least 5; longer names lose their middle.
+        length: Room in average characters, at least 5; wider names lose their middle.
 
     Returns:
-        One line without control characters and without mathtext; never empty.
+        One line without control characters and without mathtext; never empty. matplotlib shows
+        the escaped dollar as a dollar.
     """
+    return plain_name(name, length).replace("$", r"\$")
+
+
+def plain_name(name: object, length: int = NAME_LENGTH) -> str:
+    """A name as :func:`display_name` shows it, for text outside of figures."""
     text = "".join(map(_printable, unicodedata.normalize("NFC", str(name))))
-    text = " ".join(text.split()) or "(unnamed)"
-    return _shorten(text, max(length, 5)).replace("$", r"\$")
+    return _shorten(" ".join(text.split()) or "(unnamed)", max(length, 5))
 
 
 def thinned(count: int, limit: int) -> list[int]:
@@ -66,12 +83,30 @@ def display_names(names: Sequence[object], length: int = NAME_LENGTH) -> list[st
     return [display_name(name, length) for name in names]
 
 
-def _shorten(text: str, length: int) -> str:
-    if len(text) <= length:
+def _shorten(text: str, room: float) -> str:
+    if _width(text) <= room:
         return text
     # The end of a path tells more than its start: layer numbers and the op stand there.
-    tail = (length - 1) * 3 // 5
-    return f"{text[: length - 1 - tail]}…{text[-tail:]}"
+    room -= _advance("…")
+    tail = _fitting(text[::-1], room * 0.6)[::-1]
+    return f"{_fitting(text, room - _width(tail))}…{tail}"
+
+
+def _fitting(text: str, room: float) -> str:
+    """The longest beginning that takes no more room."""
+    used = accumulate(map(_advance, text))
+    return text[: sum(width <= room for width in used)]
+
+
+def _width(text: str) -> float:
+    return sum(map(_advance, text))
+
+
+@cache
+def _advance(character: str) -> float:
+    """Width of a character in average ones."""
+    glyph = _font().load_char(ord(character), flags=LoadFlags.NO_SCALE)
+    return float(glyph.horiAdvance) / _font().units_per_EM / _AVERAGE
 
 
 def _printable(character: str) -> str:
@@ -85,4 +120,9 @@ def _printable(character: str) -> str:
 
 @cache
 def _glyphs() -> frozenset[int]:
-    return frozenset(FT2Font(findfont(FONT, fallback_to_default=True)).get_charmap())
+    return frozenset(_font().get_charmap())
+
+
+@cache
+def _font() -> FT2Font:
+    return FT2Font(findfont(FONT, fallback_to_default=True))

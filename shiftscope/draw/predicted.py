@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from shiftscope.draw.decades import decade_axis, decade_text, decades
 from shiftscope.draw.names import display_name, thinned
@@ -70,7 +71,7 @@ def predicted_shift(source: Source, site: str | None = None, ax: Axes | None = N
     """
     ax = new_axes(ax, 4.0)
     frame = neurons_of(source, site)
-    heading = "Shift, all linear sites" if site is None else f"Shift, {display_name(site, 26)}"
+    heading = "Shift, all linear sites" if site is None else f"Shift, {display_name(site, 18)}"
     title(ax, heading)
     predicted, measured, scale = _shifts(frame)
     known = np.isfinite(predicted) & np.isfinite(measured) & (scale > 0)
@@ -82,11 +83,11 @@ def predicted_shift(source: Source, site: str | None = None, ax: Axes | None = N
     if site is None:
         predicted, measured = predicted / scale, measured / scale
     _scatter(ax, predicted, measured, "shift")
-    _identity(ax, *span(predicted, measured, least=1e-12))
+    _identity(ax, *span(predicted, measured, least=1e-30 if site else 0.02))
     ax.set_xlabel("predicted w·E(a)" + (" / ‖w‖‖E(a)‖" if site is None else ""))
     ax.set_ylabel("measured E(z) − b" if site else "measured (E(z) − b) / ‖w‖‖E(a)‖")
     off = decade_text(float(decades(worst))) if worst else "0"
-    remark(ax, f"{known.sum()} neurons\nlargest difference\n{off} ‖w‖‖E(a)‖")
+    remark(ax, f"neurons: {known.sum()}\nlargest difference\n{off} ‖w‖‖E(a)‖")
     return ax
 
 
@@ -123,7 +124,7 @@ def activation_gains(source: Source, ax: Axes | None = None) -> Axes:
     _identity(ax, *span(*known, least=0.3))
     for axis in (ax.xaxis, ax.yaxis):
         decade_axis(axis, 4)
-    ax.set_xlabel("theory at measured mean and deviation")
+    ax.set_xlabel("theory at the measured (μ, σ)")
     ax.set_ylabel("measured")
     _tell_worst(ax, sites, pairs)
     ax.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
@@ -169,6 +170,8 @@ def _identity(ax: Axes, low: float, high: float) -> None:
     ax.set_xlim(low, high)
     ax.set_ylim(low, high)
     ax.set_aspect("equal", adjustable="box")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(4))
 
 
 def _tell_worst(ax: Axes, sites: pd.DataFrame, pairs: dict[str, Any]) -> None:

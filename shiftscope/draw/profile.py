@@ -26,6 +26,7 @@ from shiftscope.draw.style import (
     new_figure,
     not_measured,
     span,
+    stack_panels,
     title,
 )
 from shiftscope.draw.tables import Array, Source, column, sites_of
@@ -58,18 +59,17 @@ def depth_profile(source: Source, findings: Sequence[Finding] = ()) -> Figure:
         where there are none.
     """
     sites = sites_of(source)
-    units = np.nan_to_num(np.concatenate(_unit_shares(sites)))
-    figure = new_figure(_PANEL * (6 if units.any() else 5) + 0.9)
-    panels = figure.subplots(6 if units.any() else 5, 1, sharex=True)
+    units = np.nan_to_num(np.concatenate(_unit_shares(sites))).any()
+    figure = new_figure(_PANEL)
+    panels = figure.subplots(6 if units else 5, 1, sharex=True)
     shift_profile(sites, findings, ax=panels[0])
     variance_profile(sites, findings, ax=panels[1])
     gradient_profile(sites, findings, ax=panels[2])
     gain_profile(sites, "activation", ax=panels[3])
     gain_profile(sites, "linear", ax=panels[4])
-    if units.any():
+    if units:
         unit_profile(sites, findings, ax=panels[5])
-    for panel in panels[:-1]:
-        panel.tick_params(labelbottom=False)
+    stack_panels(figure, list(panels), _PANEL, 0.9)
     return figure
 
 
@@ -169,8 +169,8 @@ def gradient_profile(
 
 _GAINS = {
     "activation": (
-        ("phi_fw", "forward", "forward V(a)/V(z)", "phi_fw_theory", "theory"),
-        ("phi_bw", "backward", "backward V(∇z)/V(∇a)", "phi_bw_theory", "theory"),
+        ("phi_fw", "forward", "forward V(a)/V(z)", "phi_fw_theory", "theory, forward"),
+        ("phi_bw", "backward", "backward V(∇z)/V(∇a)", "phi_bw_theory", "theory, backward"),
     ),
     "linear": (
         ("eta_measured", "forward", "forward V(z)/V(a)", "eta", "η of the weights"),
@@ -276,9 +276,9 @@ def _line(
         color=COLORS[quantity],
         label=label,
         marker="o",
-        markersize=(1.6 if many else 3.6) + (0.8 if wide else 0.0),
+        markersize=1.4 if many else 4.4 if wide else 3.6,
         markerfacecolor="white" if weak and not many else COLORS[quantity],
-        linewidth=2.2 if wide else 1.0 if many else 1.3,
+        linewidth=1.0 if many else 2.2 if wide else 1.3,
         linestyle=":" if weak else "-",
         alpha=0.75 if weak else 1.0,
         zorder=2.5 if weak else 3,
@@ -292,7 +292,7 @@ def _predicted(ax: Axes, where: Any, values: Array, quantity: str, label: str) -
             *(where, values),
             color=COLORS["theory"],
             label=label,
-            linewidth=0.9,
+            linewidth=0.6 if many else 0.9,
             linestyle="-" if quantity == "forward" else ":",
             marker="" if many else ("o" if quantity == "forward" else "s"),
             markersize=2.4,

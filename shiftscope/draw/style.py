@@ -6,7 +6,6 @@ Nothing global is touched: figures are made without pyplot, and every drawing ru
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +49,11 @@ QUIET = "#5F676E"
 MANY = 64
 """From here on boxes become bands and markers become dots: below it each has 5 pixels or more."""
 
+_HUGE = 1e300
+"""Where an axis ends: matplotlib cannot take the difference of larger limits."""
+
+_EMPTY = "not-measured"
+
 _RC: dict[str, Any] = {
     "font.family": [FONT],
     "font.sans-serif": [FONT],
@@ -72,6 +76,7 @@ _RC: dict[str, Any] = {
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
     "axes.grid": True,
+    "axes.formatter.useoffset": False,
     "axes.axisbelow": True,
     "grid.color": "#E3E6E9",
     "grid.linewidth": 0.7,
@@ -143,8 +148,8 @@ def not_measured(ax: Axes, reason: str) -> None:
         ax: The panel; its ticks and grid go.
         reason: What is missing, and what would bring it.
     """
-    ax.set_xticks([])
-    ax.set_yticks([])
+    # Removing the ticks themselves would remove those of panels that share the axis.
+    ax.tick_params(bottom=False, left=False, labelbottom=False, labelleft=False)
     ax.grid(visible=False)
     for spine in ax.spines.values():
         spine.set_visible(True)
@@ -156,8 +161,30 @@ def not_measured(ax: Axes, reason: str) -> None:
         ha="center",
         va="center",
         color=QUIET,
-        gid="empty",
+        gid=_EMPTY,
     )
+
+
+def stack_panels(figure: Figure, panels: Sequence[Axes], height: float, rest: float) -> None:
+    """Finish panels that stand on each other: labels at the lowest, empty ones made low.
+
+    Args:
+        figure: The figure of the panels; its height is set.
+        panels: From top to bottom, sharing the x axis.
+        height: Height of a panel in inches.
+        rest: Inches for what stands below the lowest.
+    """
+    heights = [0.4 * height if _is_empty(ax) else height for ax in panels]
+    filled = [ax for ax in panels if not _is_empty(ax)]
+    for ax in filled:
+        ax.tick_params(labelbottom=ax is filled[-1])
+    if (grid := panels[0].get_gridspec()) is not None:
+        grid.set_height_ratios(heights)
+    figure.set_size_inches(WIDTH, sum(heights) + rest)
+
+
+def _is_empty(ax: Axes) -> bool:
+    return any(text.get_gid() == _EMPTY for text in ax.texts)
 
 
 def empty_figure(heading: str, reason: str) -> Figure:
@@ -200,7 +227,10 @@ def legend_above(ax: Axes, columns: int = 5) -> None:
 
 
 def span(*arrays: Any, least: float) -> tuple[float, float]:
-    """Limits that hold all finite values with 6 % to spare, at least ``least`` apart.
+    """Limits that hold all finite values with 6 % to spare.
+
+    They are at least ``least`` apart and at least 0.2 % of the largest value, so that rounding
+    noise is not blown up to a whole panel.
 
     Args:
         arrays: What is to be seen; NaN and infinities are left out.
@@ -210,12 +240,11 @@ def span(*arrays: Any, least: float) -> tuple[float, float]:
         Lower and upper limit; ``(-least / 2, least / 2)`` where nothing is finite.
     """
     values = np.concatenate([np.ravel(np.asarray(array, dtype=np.float64)) for array in arrays])
-    values = values[np.isfinite(values)]
+    values = np.clip(values[np.isfinite(values)], -_HUGE, _HUGE)
     if not values.size:
         return -least / 2, least / 2
     low, high = float(values.min()), float(values.max())
+    least = max(least, 2e-3 * max(abs(low), abs(high)))
     missing = max(least - (high - low), 0.0) / 2
     spare = 0.06 * max(high - low, least)
-    if not math.isfinite(high - low):
-        return low, high
     return low - missing - spare, high + missing + spare
