@@ -97,6 +97,8 @@ def neuron_mu_norm(weights: WeightFacts) -> Array:
 
 def as_float(tensor: Any) -> Array:
     """A tally's tensor as a float64 numpy array."""
+    if hasattr(tensor, "double"):  # numpy has no bfloat16: widen in torch
+        tensor = tensor.detach().double().cpu().numpy()
     return np.asarray(tensor, dtype=np.float64)
 
 

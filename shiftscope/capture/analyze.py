@@ -16,6 +16,7 @@ import shiftscope
 from shiftscope.capture import distributed
 from shiftscope.capture.batches import Batch, Score, as_batch, loss_of
 from shiftscope.capture.coverage import coverage, forward_flops, missing
+from shiftscope.capture.graph import reaches
 from shiftscope.capture.pictures import pictures
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
@@ -191,15 +192,13 @@ def _backward(loss: Tensor, model: nn.Module, batch: Batch) -> None:
         for v in (*batch.args, *batch.kwargs.values())
         if isinstance(v, Tensor) and v.requires_grad
     ]
-    try:
+    if not reaches(loss, "Checkpoint"):
         torch.autograd.grad(loss, wanted, allow_unused=True)
-    except RuntimeError as error:
-        # Reentrant checkpointing refuses autograd.grad; `preserved` puts the gradients back.
-        if "checkpoint" not in str(error).lower():
-            raise
-        for parameter in wanted:
-            parameter.grad = None
-        loss.backward()
+        return
+    # Reentrant checkpointing refuses autograd.grad; `preserved` puts the gradients back.
+    for tensor in wanted:
+        tensor.grad = None
+    loss.backward()
 
 
 def _check(batches: int | None, rows: int) -> None:

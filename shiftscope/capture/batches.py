@@ -24,11 +24,13 @@ class Batch:
         args: Positional inputs.
         kwargs: Keyword inputs (a mapping batch, as Hugging Face models take it).
         target: The target, or None.
+        paired: Whether the item had a place for a target.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     target: Any = None
+    paired: bool = False
 
     @property
     def shapes(self) -> str:
@@ -42,6 +44,7 @@ class Batch:
             _moved(self.args, device, dtype),
             _moved(self.kwargs, device, dtype),
             _moved(self.target, device, dtype),
+            self.paired,
         )
 
     @property
@@ -55,7 +58,8 @@ class Batch:
     def require_input_grad(self) -> Batch:
         """The same batch with floating inputs that require grad, for models that are all frozen."""
         args = tuple(_leaf(value) for value in self.args)
-        return Batch(args, {k: _leaf(v) for k, v in self.kwargs.items()}, self.target)
+        kwargs = {key: _leaf(value) for key, value in self.kwargs.items()}
+        return Batch(args, kwargs, self.target, self.paired)
 
 
 def as_batch(item: Any, with_target: bool) -> Batch:
@@ -79,7 +83,7 @@ def as_batch(item: Any, with_target: bool) -> Batch:
         if len(item) == 1:
             return Batch((item[0],), {})
         if len(item) == 2 or with_target:
-            return Batch(tuple(item[:-1]), {}, item[-1])
+            return Batch(tuple(item[:-1]), {}, item[-1], paired=True)
         return Batch(tuple(item), {})
     raise DataError(
         f"a batch is a tensor, (x, y) or a mapping of tensors; got {type(item).__name__}",
@@ -104,12 +108,12 @@ def loss_of(output: Any, batch: Batch, loss_fn: Loss | None) -> Tensor | None:
     if loss_fn is None:
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         return loss if isinstance(loss, Tensor) and loss.dim() == 0 else None
-    if batch.target is None and not batch.kwargs:
+    if not batch.paired and not batch.kwargs:
         raise DataError(
             "a loss was given, but the data have no targets",
             "yield (x, y) pairs, or pass loss_fn=None",
         )
-    loss = loss_fn(output, batch.target if batch.target is not None else batch.kwargs)
+    loss = loss_fn(output, batch.target if batch.paired else batch.kwargs)
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise DataError(
@@ -170,6 +174,8 @@ def _classifier(output: Any, target: Any) -> tuple[Tensor | None, Tensor | None]
 
 def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     if isinstance(value, Tensor):
+        # An inference tensor cannot enter a graph; its copy made outside of inference mode can.
+        value = value.clone() if value.is_inference() else value
         return value.to(device, dtype) if value.is_floating_point() else value.to(device)
     if isinstance(value, dict):
         return {key: _moved(item, device, dtype) for key, item in value.items()}

@@ -14,7 +14,10 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-__all__ = ["Edge", "Hits", "core_node", "edge_of", "feature_dim_of", "find_hits", "rebased_nodes"]
+__all__ = [
+    *("Edge", "Hits", "core_node", "edge_of", "feature_dim_of", "find_hits"),
+    *("reaches", "rebased_nodes"),
+]
 
 _CORES = ("Addmm", "Mm", "Addmv", "Mv", "Convolution", "Linear", "MkldnnLinear", "SlowConv", "Thnn")
 _PASSING = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Add", "ReshapeAlias", "ToCopy", "T")
@@ -75,6 +78,20 @@ def find_hits(out: Tensor, edge: Edge) -> Hits:
             elif child is not None:
                 queue.append(child)
     return Hits(tuple(places))
+
+
+def reaches(out: Tensor, word: str) -> bool:
+    """Whether a node whose name holds ``word`` lies anywhere below ``out``."""
+    pending, seen = [out.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        if word in node.name():
+            return True
+        seen.add(node)
+        pending += [child for child, _ in node.next_functions]
+    return False
 
 
 def rebased_nodes(out: Tensor) -> tuple[Any, Any] | None:

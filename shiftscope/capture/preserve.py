@@ -25,7 +25,11 @@ def preserved(model: nn.Module) -> Iterator[None]:
         model: The model that is about to be run.
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [_Buffer(m, name) for m in model.modules() for name in list(m._buffers)]
+    buffers = [
+        _Buffer(module, name, tensor)
+        for module in model.modules()
+        for name, tensor in list(module._buffers.items())
+    ]
     parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     try:
         with preserved_rng():
@@ -61,13 +65,13 @@ def preserved_rng() -> Iterator[None]:
 class _Buffer:
     """One buffer's tensor and a copy of its values."""
 
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.module, self.name = module, name
-        self.tensor: Any = module._buffers[name]
+    def __init__(self, module: nn.Module, name: str, tensor: Any) -> None:
+        self.module, self.name, self.tensor = module, name, tensor
         self.values = None if self.tensor is None else self.tensor.detach().clone()
 
     def restore(self) -> None:
-        self.module._buffers[self.name] = self.tensor
+        if not isinstance(self.module, torch.jit.ScriptModule):
+            self.module._buffers[self.name] = self.tensor
         if self.values is None or self.tensor.is_meta:
             return
         with torch.no_grad():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.linear_ops import LinearOp
-from shiftscope.capture.weights import MeanInput, weight_facts
+from shiftscope.capture.weights import MeanInput, rounding_scale, weight_facts
 from shiftscope.record import STREAMS, SiteInfo, SiteRecord, Stream, WeightFacts
 from shiftscope.tally import Counts, Extrema, Moments, RowSample
 from shiftscope.theory.saturation import saturation_bounds
@@ -104,9 +104,10 @@ class Recorder:
             site, "linear", op.op, module, outputs.shape[z_dim], op.fan_in(outputs.shape[z_dim])
         )
         state = self._state(info)
-        z = self.reduce(state, "z", outputs, z_dim, bounds=None)
         mean_input = MeanInput.of(op, inputs)
         a = mean_input.moments if op.x2 is not None else self._inputs(state, inputs, x_dim)
+        floor = rounding_scale(op, a) if a is not None else None
+        z = self.reduce(state, "z", outputs, z_dim, floor=floor)
         with self._lock:
             self._add(state, "z", z, outputs.numel() // max(1, info.neurons))
             if a is not None:
@@ -166,15 +167,24 @@ class Recorder:
         bounds: tuple[float, float] | None = None,
         counts: bool = True,
         rows: int | None = None,
+        floor: Tensor | None = None,
     ) -> Stream:
-        """All tallies of one tensor; a tensor that was just reduced elsewhere is not read again."""
+        """All tallies of one tensor; a tensor that was just reduced elsewhere is not read again.
+
+        ``floor`` is the magnitude of the terms each neuron was summed from: where they cancel,
+        rounding acts on them and not on the small result.
+        """
         values = tensor.detach()
         start = state.seen.get(name, 0) + self.settings.rank * _RANK_STRIDE
         size = self._sample_size(values.shape[dim]) if rows is None else rows
         known = self._recall(tensor, dim, start, size)
         if known is None:
+            moments = Moments.of(values, dim)
+            if floor is not None:
+                scale = torch.where(moments.scale > 0, torch.maximum(moments.scale, floor), 0.0)
+                moments = replace(moments, scale=scale)
             known = Stream(
-                Moments.of(values, dim),
+                moments,
                 Extrema.of(values, dim) if not name.startswith("grad") else None,
                 None,
                 RowSample.of(values, size, self.settings.seed, start, dim),

@@ -63,7 +63,7 @@ class Moments(Tally):
         mean: [neurons] float64; NaN where the count is 0.
         m2: [neurons] float64 sum of squared deviations from the mean.
         eps: Relative spacing of the coarsest source dtype seen; 0 for none.
-        scale: [neurons] float64 largest finite |x|.
+        scale: [neurons] float64 largest finite |x|, or larger: the size of what was rounded.
     """
 
     count: Tensor

@@ -18,7 +18,7 @@ Taps = dict[str, list[Tensor]]
 
 
 def tap(taps: Taps, name: str, tensor: Tensor) -> Tensor:
-    """Keep a tensor and its gradient under a name; identity, so every consumer has its own share."""
+    """Keep a tensor and its gradient; an identity, so that every consumer has its own share."""
     own = tensor * 1.0
     if own.requires_grad:
         own.register_hook(lambda grad: taps.setdefault(f"grad {name}", []).append(grad))
