@@ -40,6 +40,7 @@ BESIDE = {
     "capture": {p for p, rank in RANK.items() if rank <= 2},
     "fix": {p for p, rank in RANK.items() if rank <= 3} | {"capture"},
     "nn": {"errors", "fix"},
+    "experiments": {"errors", "io"},
     "integrations": set(RANK) - {"cli"} | {"capture", "fix", "io"},
 }
 """Parts that make or change what the others read -> the parts they may import."""
