@@ -65,7 +65,9 @@ def claim_figures(verifications: Sequence[Verification]) -> list[NamedFigure]:
 def _sentence(cases: Sequence[Verification]) -> str:
     right = sum(v.passed for v in cases)
     held = [abs(v.z) for v in cases if v.expected == "holds"]
-    largest = f"; largest deviation of what should hold: {max(held):.1f} s.e." if held else ""
+    largest = (
+        f"; what should hold deviates by at most {max(held):.1f} standard errors" if held else ""
+    )
     return f"{right} of {len(cases)} cases came out as expected{largest}."
 
 
@@ -99,7 +101,7 @@ def claim_estimates(cases: Sequence[Verification], ax: Axes | None = None) -> Ax
         The axes.
     """
     ax = new_axes(ax, 4.0)
-    title(ax, "Predicted and estimated")
+    title(ax, "Estimates")
     for expected, words, colour, marker in _ROLES:
         chosen = [c for v in cases if v.expected == expected for c in v.comparisons]
         if chosen:
@@ -108,7 +110,11 @@ def claim_estimates(cases: Sequence[Verification], ax: Axes | None = None) -> Ax
                 [c.estimate for c in chosen],
                 yerr=[_ERRORS * c.standard_error for c in chosen],
                 fmt=marker,
-                **{"ms": 3.5, "color": colour, "mfc": "none", "lw": 1.0, "label": words},
+                ms=3.5,
+                color=colour,
+                mfc="none",
+                lw=1.0,
+                label=words,
             )
     values = [x for v in cases for c in v.comparisons for x in (c.predicted, c.estimate)]
     limits = span(values, least=0.02)
@@ -144,6 +150,9 @@ def claim_scores(cases: Sequence[Verification], ax: Axes | None = None) -> Axes:
         _, _, colour, marker = next(r for r in _ROLES if r[0] == case.expected)
         x = np.clip(z, -edge / 1.3, edge / 1.3)
         ax.plot(x, np.full(z.size, row), marker, ms=3.5, color=colour, mfc="none", alpha=0.8)
+        if np.isinf(z).any():
+            ax.annotate("∞", (edge / 1.3, row), (-5, 0), textcoords="offset points",
+                        ha="right", va="center", color=colour)  # fmt: skip
     _label_cases(ax, cases)
     ax.set(xlim=(-edge, edge), xlabel="z (standard errors)")
     powers = range(math.ceil(math.log10(critical)), math.floor(math.log10(edge)) + 1)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from scipy import stats
 
 from shiftscope.errors import UsageError
 from shiftscope.theory.claims import Bench, Case, Claim, Comparison, Kind, Verdict, worst
@@ -56,6 +57,7 @@ class Verification:
         rows: Rows drawn.
         seed: Seed of the run.
         alpha: Family-wise error rate of the run.
+        critical: |z| that Bonferroni's bound over the whole run would refute; Holm's is no larger.
         verdict: ``holds`` or ``refuted``.
         expected: What the verdict should be.
     """
@@ -77,6 +79,7 @@ class Verification:
     rows: int
     seed: int
     alpha: float
+    critical: float
     verdict: Verdict
     expected: Verdict
 
@@ -129,8 +132,8 @@ def verify(
     outcomes = [_run(claim, case, samples, seed, device, report) for claim, case in jobs]
     adjusted = _holm([p for _, p, _ in outcomes])
     return [
-        _verification(claim, case, comparisons, p, rows, seed, alpha)
-        for (claim, case), (comparisons, _, rows), p in zip(jobs, outcomes, adjusted, strict=True)
+        _verification(job, outcome, p, seed, alpha, len(jobs))
+        for job, outcome, p in zip(jobs, outcomes, adjusted, strict=True)
     ]
 
 
@@ -192,21 +195,22 @@ def _holm(values: Sequence[float]) -> list[float]:
 
 
 def _verification(
-    claim: Claim,
-    case: Case,
-    comparisons: list[Comparison],
+    job: tuple[Claim, Case],
+    outcome: tuple[list[Comparison], float, int],
     p: float,
-    rows: int,
     seed: int,
     alpha: float,
+    cases: int,
 ) -> Verification:
+    (claim, case), (comparisons, _, rows) = job, outcome
     top = worst(comparisons)
     finite = all(math.isfinite(c.estimate) for c in comparisons)
     verdict: Verdict = "refuted" if p <= alpha or not finite else "holds"
+    critical = float(stats.norm.isf(alpha / (2 * cases * len(comparisons))))
     return Verification(
         claim.id, case.name, claim.title, claim.statement, claim.source, case.assumptions,
         case.kind, top.quantity, top.predicted, top.estimate, top.standard_error, top.z, p,
-        tuple(comparisons), rows, seed, alpha, verdict, case.expected,
+        tuple(comparisons), rows, seed, alpha, critical, verdict, case.expected,
     )  # fmt: skip
 
 
