@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from shiftscope.errors import UsageError
 from shiftscope.io.normalize import Normalization, parse_normalization
 from shiftscope.io.sources import Source
 
-__all__ = ["Batch", "LoadedData", "Plan", "from_source", "make_plan", "without_labels"]
+__all__ = ["Batch", "LoadedData", "Plan", "first_input", "from_source", "make_plan"]
 
-Batch: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
+Batch: TypeAlias = "Tensor | tuple[Tensor, ...] | dict[str, Any]"
+"""Inputs; inputs and a target, last; or keyword inputs (from a user's own loader)."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class LoadedData:
     Attributes:
         description: What the data are, in one line.
         rows: Number of rows over all processes; None where a user's loader does not tell.
+        batches: Number of batches of this process; None likewise.
         classes: Number of classes, None without class labels.
         has_labels: Whether batches are ``(x, y)``.
         synthetic: Whether the inputs are made up, so that a report must say so.
@@ -34,6 +36,7 @@ class LoadedData:
 
     description: str
     rows: int | None
+    batches: int | None
     classes: int | None
     has_labels: bool
     synthetic: bool
@@ -44,6 +47,16 @@ class LoadedData:
     def __iter__(self) -> Iterator[Batch]:
         """Batches ``(x, y)``, or ``x`` without labels."""
         return self._batches()
+
+    def __len__(self) -> int:
+        """Number of batches; TypeError where a user's loader does not tell."""
+        if self.batches is None:
+            raise TypeError("the number of batches is not known before they are read")
+        return self.batches
+
+    def __bool__(self) -> bool:
+        """True: data are never empty."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,7 @@ def from_source(source: Source, spec: str, plan: Plan, synthetic: bool = False) 
     return LoadedData(
         description=f"{spec}: {used} {what} of {shape}",
         rows=used,
+        batches=len(plan.indices(len(source))),
         classes=classes,
         has_labels=source.labelled,
         synthetic=synthetic,
@@ -148,18 +162,18 @@ def _count_classes(source: Source, labels: Tensor | None) -> int | None:
     return int(y.max()) + 1 if isinstance(y, Tensor) else None
 
 
-def without_labels(data: LoadedData) -> LoadedData:
-    """The same inputs without their labels, for a forward-only analysis.
+def first_input(batch: Any) -> Tensor:
+    """The tensor that stands for the inputs of a batch, in any form a batch may have.
 
     Args:
-        data: Any data.
+        batch: A tensor, ``(x, ..., y)``, or keyword inputs.
 
     Returns:
-        Data whose batches are ``x`` alone.
+        The first tensor; of keyword inputs the one with a usual name, where there is one.
     """
-
-    def inputs() -> Iterator[Batch]:
-        for batch in data:
-            yield batch[0] if isinstance(batch, tuple) else batch
-
-    return replace(data, has_labels=False, _batches=inputs)
+    if isinstance(batch, tuple | list) and batch:
+        return first_input(batch[0])
+    if isinstance(batch, dict):
+        named = [batch[name] for name in ("pixel_values", "input_ids", "input") if name in batch]
+        batch = next(value for value in (*named, *batch.values()) if isinstance(value, Tensor))
+    return batch if isinstance(batch, Tensor) else torch.zeros(0)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shiftscope.io.batches import first_input
+
 __all__ = ["input_statistics"]
 
 _MOST_CHANNELS = 16
@@ -58,8 +60,9 @@ def input_statistics(data: Iterable[Any]) -> dict[str, Any]:
     """Describe the batches a model will be fed.
 
     Args:
-        data: Batches ``x`` or ``(x, y)``, x of shape ``[rows, channels, ...]``. Channels are told
-            apart for inputs of three and more dimensions with at most 16 of them; else pooled.
+        data: Batches ``x``, ``(x, y)`` or keyword inputs, x of shape ``[rows, channels, ...]``.
+            Channels are told apart for inputs of three and more dimensions with at most 16 of
+            them, else pooled.
 
     Returns:
         Plain values: ``rows``, ``shape`` (of one row), ``dtype``, per channel ``mean``, ``std``
@@ -71,18 +74,24 @@ def input_statistics(data: Iterable[Any]) -> dict[str, Any]:
     shape: list[int] = []
     dtype = ""
     for batch in data:
-        x, y = batch if isinstance(batch, tuple | list) else (batch, None)
-        if not isinstance(x, Tensor) or not x.numel():
+        x = first_input(batch)
+        if not x.numel():
             continue
         values = _by_channel(x)
         running = running or _Running.empty(values.shape[0])
         running.add(values)
         rows += x.shape[0]
         shape, dtype = list(x.shape[1:]), str(x.dtype).removeprefix("torch.")
-        labels = _count(labels, y)
+        labels = _count(labels, _target(batch))
     table = _table(running)
     classes = {str(i): int(n) for i, n in enumerate(labels)} if len(labels) else None
     return {"rows": rows, "shape": shape, "dtype": dtype, **table, "classes": classes}
+
+
+def _target(batch: Any) -> Any:
+    if isinstance(batch, dict):
+        return batch.get("labels")
+    return batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
 
 
 def _by_channel(x: Tensor) -> Tensor:

@@ -201,6 +201,7 @@ def as_labels(y: Tensor, name: str) -> Tensor:
 def _tensor(values: npt.NDArray[Any] | Tensor, name: str, what: str) -> Tensor:
     if isinstance(values, Tensor):
         return values
+    values = np.asarray(values)
     if values.dtype.kind not in "biufc":
         raise DataError(
             f"{name}: {what} has the type {values.dtype}, not numbers", "save a numeric array"

@@ -227,7 +227,18 @@ LOADERS = """
     def odd(): return ["abc"]
     def nan(): return [(X, Y), (X * float("nan"), Y)]
     def failing(): raise OSError("disk gone")
-    def ragged(): return [(torch.ones(i), 0) for i in range(3)]
+    class Noisy(TensorDataset):
+        def __getitem__(self, i): return X[i] + torch.rand(2), Y[i]
+    def noisy(): return Noisy(X, Y)
+    def noisy_loader(): return DataLoader(Noisy(X, Y), 5, shuffle=True)
+    class Ragged(TensorDataset):
+        def __getitem__(self, i): return torch.ones(i + 1)
+    def ragged(): return Ragged(X)
+    def keywords():
+        pixels = {"mask": torch.ones(12).bool(), "pixel_values": X, "labels": Y}
+        return [pixels, pixels]
+    def several(): return [(X, X + 1, Y)]
+    def triples(): return TensorDataset(X, X, Y)
 """
 
 
@@ -250,6 +261,38 @@ def test_own_loaders(loaders: Path, name: str) -> None:
     assert same_rows(first[0], np.arange(24.0).reshape(12, 2))
     assert first[1] is not None
     assert torch.equal(first[1], (first[0][:, 0] / 2).long() % 3)
+
+
+@pytest.mark.parametrize("name", ["noisy", "noisy_loader"])
+def test_random_transforms_are_repeated_and_leave_the_global_state_alone(
+    loaders: Path, name: str
+) -> None:
+    data = load_data(f"own.py:{name}", batch_size=4, base=loaders)
+    state = torch.get_rng_state()
+    first, again = gather(data), gather(data)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first[0], first[0].round())
+
+
+def test_keyword_batches_and_several_inputs_pass_whole(loaders: Path) -> None:
+    data = load_data("own.py:keywords", base=loaders)
+    batch = next(iter(data))
+    assert isinstance(batch, dict)
+    assert (set(batch), batch["mask"].dtype) == ({"mask", "pixel_values", "labels"}, torch.bool)
+    found = input_statistics(data)
+    assert (found["rows"], found["max"], found["classes"]["0"]) == (24, [23.0], 8)
+    batch = next(iter(load_data("own.py:several", base=loaders)))
+    assert isinstance(batch, tuple)
+    assert [tuple(part.shape) for part in batch] == [(12, 2), (12, 2), (12,)]
+
+
+def test_length_is_the_number_of_batches_where_it_is_known(loaders: Path) -> None:
+    for spec in ("normal:4:10", "own.py:dataset"):
+        data = load_data(spec, batch_size=3, base=loaders, rank=1, world_size=2)
+        assert len(data) == len(list(data))
+    with pytest.raises(TypeError):
+        len(load_data("own.py:generator", base=loaders))
 
 
 def test_own_inputs_without_labels(loaders: Path) -> None:
@@ -416,6 +459,8 @@ BAD: list[Bad] = [
     ("own.py:empty", DataError, "empty", lambda f: None),
     ("own.py:wrong", LoadError, "gives a int, not data", lambda f: None),
     ("own.py:odd", DataError, "batch 0 is a str", lambda f: None),
+    ("own.py:ragged", DataError, "samples do not stack", lambda f: None),
+    ("own.py:triples", DataError, r"neither x nor \(x, y\)", lambda f: None),
     ("own.py:nan", DataError, "batch 1: x holds", lambda f: None),
     ("own.py:failing", LoadError, r"OSError \(own\.py, line \d+\): disk gone", lambda f: None),
 ]
