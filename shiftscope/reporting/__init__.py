@@ -3,6 +3,7 @@
 from shiftscope.reporting.bundle import FORMATS, Report, report
 from shiftscope.reporting.schema import REPORT_SCHEMA, SCHEMA_VERSION
 from shiftscope.reporting.text import Summary, plain_summary, summary
+from shiftscope.reporting.verification import write_verification
 
 __all__ = [
     "FORMATS",
@@ -13,4 +14,5 @@ __all__ = [
     "plain_summary",
     "report",
     "summary",
+    "write_verification",
 ]
