@@ -1,0 +1,146 @@
+"""Profiles along the depth: what is plotted is the table, thresholds and findings are marked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from draw_cases import blames, make, with_frames
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+import shiftscope as ss
+
+
+def line(ax: Axes, label: str) -> Line2D:
+    (found,) = [item for item in ax.lines if item.get_label() == label]
+    return found
+
+
+def test_the_shift_share_is_plotted_at_the_place_of_its_site() -> None:
+    snapshot = make(4)
+    ax = ss.draw.shift_profile(snapshot)
+    drawn = line(ax, "entering activations")
+    np.testing.assert_array_equal(drawn.get_xdata(), [1, 3, 5, 7])
+    np.testing.assert_array_equal(drawn.get_ydata(), snapshot.sites["shift_share"][1::2])
+
+
+def test_gradients_are_in_decades() -> None:
+    snapshot = make(30)
+    ax = ss.draw.gradient_profile(snapshot)
+    expected = snapshot.sites["log10_grad_z_var"][0::2]
+    np.testing.assert_array_equal(line(ax, "mean over neurons").get_ydata(), expected)
+    assert "10⁻²⁰" in [label.get_text() for label in ax.get_yticklabels()]
+
+
+def test_variances_beyond_float_range_are_drawn() -> None:
+    snapshot = make(3)
+    snapshot.sites["log10_grad_z_var"] = -5000.0 - np.arange(6)
+    ax = ss.draw.gradient_profile(snapshot)
+    ax.figure.canvas.draw()
+    assert np.isfinite(ax.get_ylim()).all()
+
+
+@pytest.mark.parametrize("kind", ["activation", "linear"])
+def test_gains_measured_and_predicted(kind: str) -> None:
+    snapshot = make(3)
+    ax = ss.draw.gain_profile(snapshot, kind)
+    colors = [item.get_color() for item in ax.lines]
+    names = ("forward", "theory", "backward", "theory")
+    assert colors == [ss.draw.COLORS[name] for name in names]
+    name = "phi_fw" if kind == "activation" else "eta_measured"
+    known = snapshot.sites[name].dropna()
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), np.log10(known))
+
+
+def test_a_gap_in_the_table_is_a_gap_in_the_line() -> None:
+    snapshot = make(6)
+    snapshot.sites.loc[4, "log10_grad_z_var"] = np.nan
+    drawn = line(ss.draw.gradient_profile(snapshot), "mean over neurons")
+    assert np.isnan(drawn.get_ydata()).tolist() == [False, False, True, False, False, False]
+
+
+def test_thresholds_are_dashed_lines_at_their_value() -> None:
+    snapshot = make(8)
+    drawn = line(ss.draw.shift_profile(snapshot, blames(snapshot)), "threshold 0.5")
+    assert set(drawn.get_ydata()) == {0.5}
+    assert drawn.get_color() == ss.draw.COLORS["threshold"]
+    assert drawn.get_linestyle() == "--"
+
+
+def test_a_relative_threshold_stands_below_the_last_site() -> None:
+    snapshot = make(8)
+    ax = ss.draw.gradient_profile(snapshot, blames(snapshot))
+    drawn = line(ax, "3.3 decades below the last site")
+    assert drawn.get_ydata()[0] == pytest.approx(-3.3)
+    assert ax.get_ylim()[0] < -3.3
+
+
+def test_sites_of_findings_are_marked_by_color_and_shape() -> None:
+    snapshot = make(8)
+    mark = line(ss.draw.shift_profile(snapshot, blames(snapshot)), "serious: activation shift")
+    assert list(mark.get_xdata()) == [12, 14]
+    assert mark.get_color() == ss.draw.SEVERITY_COLORS["serious"]
+    assert mark.get_marker() == "^"
+
+
+def test_findings_about_sites_that_are_gone_are_left_out() -> None:
+    snapshot, other = make(8), make(8, prefix="other.")
+    ax = ss.draw.shift_profile(snapshot, blames(other))
+    assert not [item for item in ax.lines if str(item.get_label()).startswith("serious")]
+
+
+def test_the_panels_share_the_sites() -> None:
+    figure = ss.draw.depth_profile(make(5))
+    assert len({ax.get_xlim() for ax in figure.axes}) == 1
+    labelled = [ax.xaxis.get_tick_params()["labelbottom"] for ax in figure.axes]
+    assert labelled == [False] * (len(figure.axes) - 1) + [True]
+
+
+def test_dead_units_are_a_share_of_the_width() -> None:
+    snapshot = make(3, 16)
+    snapshot.sites["dead"] = 4.0
+    drawn = line(ss.draw.unit_profile(snapshot), "units never active")
+    np.testing.assert_allclose(drawn.get_ydata(), 0.25)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    ["shift_profile", "variance_profile", "gradient_profile", "gain_profile", "unit_profile"],
+)
+def test_what_was_not_measured_is_said_in_words(draw: str) -> None:
+    for snapshot in (make(3, holes=1.0), make(0)):
+        if draw == "unit_profile":
+            snapshot.sites["dead"] = np.nan
+        ax = getattr(ss.draw, draw)(snapshot)
+        assert ax.texts[0].get_text()
+        assert not ax.lines
+
+
+def test_low_panels_keep_the_labels_of_the_measured_ones() -> None:
+    figure = ss.draw.layer_boxes(make(4, loss=False))
+    top, bottom = figure.axes
+    assert top.xaxis.get_tick_params()["labelbottom"]
+    assert [t.get_text() for t in top.get_xticklabels()] == ["net.0", "net.2", "net.4", "net.6"]
+    assert "Not measured" in bottom.texts[0].get_text()
+
+
+def test_a_frame_does_as_well_as_a_snapshot() -> None:
+    snapshot = make(3)
+    one, other = (ss.draw.shift_profile(s) for s in (snapshot, snapshot.sites))
+    assert [list(item.get_ydata()) for item in one.lines] == [
+        list(item.get_ydata()) for item in other.lines
+    ]
+
+
+def test_anything_else_is_refused() -> None:
+    with pytest.raises(ss.UsageError, match="got list"):
+        ss.draw.shift_profile([1, 2])  # type: ignore[arg-type]
+    with pytest.raises(ss.UsageError, match="without a column site"):
+        ss.draw.shift_profile(make().sites.drop(columns="site"))
+
+
+def test_activations_alone_are_enough() -> None:
+    snapshot = make(3)
+    only = snapshot.sites[snapshot.sites["kind"] == "activation"].reset_index(drop=True)
+    ax = ss.draw.gradient_profile(with_frames(only, snapshot.neurons))
+    assert len(line(ax, "mean over neurons").get_ydata()) == 3
