@@ -23,8 +23,8 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 
-_BLOCK = 1 << 18
-"""Entries of an [n, n] matrix worked on at once."""
+_BLOCK = 1 << 16
+"""Entries of an [n, n] matrix worked on at once: what stays in a core's cache."""
 _CLOSE = 1e-4
 """1 - |ρ| below which an angle is taken from the difference of the vectors, not from ρ."""
 

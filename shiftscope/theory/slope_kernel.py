@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shiftscope.theory.catalogue import Activation
-from shiftscope.theory.hermite import hermite_coefficients
-from shiftscope.theory.pairs import mean_of, pair_mean, panels_for
+from shiftscope.theory.hermite import hermite_coefficients, square_means
+from shiftscope.theory.pairs import pair_mean, panels_for
 
 __all__ = ["SlopeKernel", "slope_kernel"]
 
@@ -27,8 +27,8 @@ Array = npt.NDArray[np.float64]
 
 _TERMS = 192
 """Hermite terms tried before a series counts as not convergent."""
-_CONVERGED = 1e-15
-"""Share of E ϕ'² left out of a series that counts as converged."""
+_CONVERGED = 5e-15
+"""Share of E ϕ'² left out of a series that counts as converged: the rounding of its quadrature."""
 _PANELS, _DEGREE = 16, 15
 """The table's polynomials in the angle: panels of [0, π] and degree on each."""
 _PAIRS = 2500
@@ -63,8 +63,8 @@ def slope_kernel(activation: Activation, norms: Array) -> SlopeKernel:
     if activation.name == "erf":
         return _erf_kernel(norms)
     equal = np.ptp(norms) <= 1e-12 * norms.max()
-    coefficients, error = _series(activation, norms[:1] if equal else norms)
-    if error <= _CONVERGED * max(1.0, _power(activation, float(norms.max()))):
+    coefficients, error, power = _series(activation, norms[:1] if equal else norms)
+    if error <= _CONVERGED * max(1.0, power):
         return _series_kernel(coefficients, error)
     if equal:
         return _table_kernel(activation, float(norms[0]))
@@ -106,25 +106,17 @@ def _erf_kernel(norms: Array) -> SlopeKernel:
     return SlopeKernel(evaluate, False, 0.0)
 
 
-def _power(activation: Activation, norm: float) -> float:
-    """``E ϕ'(norm x)²``."""
-    return mean_of(lambda z: np.square(activation.derivative(z)), activation.kinks, 0.0, norm)
-
-
-def _series(activation: Activation, norms: Array) -> tuple[Array, float]:
-    """Hermite coefficients ``[n or 1, terms]`` and the largest part of E ϕ'² they leave out."""
-    table = np.stack([_coefficients(activation, float(norm)) for norm in norms])
-    powers = np.array([_power(activation, float(norm)) for norm in norms])
+def _series(activation: Activation, norms: Array) -> tuple[Array, float, float]:
+    """Hermite coefficients ``[n or 1, terms]``, what they leave of E ϕ'² at most, and E ϕ'²."""
+    slope, kinks = activation.derivative, activation.kinks
+    table = hermite_coefficients(slope, _TERMS, kinks=kinks, std=norms)
+    powers = square_means(slope, kinks=kinks, std=norms)
     left = powers[:, None] - np.cumsum(np.square(table), axis=1)
     # entries are sums of c_k(σ) c_k(τ) ρ^k: by Cauchy-Schwarz the rest is below the larger tail
     tails = left.max(axis=0)
-    enough = np.flatnonzero(tails <= 0.1 * _CONVERGED * powers.max())
+    enough = np.flatnonzero(tails <= _CONVERGED * powers.max())
     last = int(enough[0]) if enough.size else _TERMS - 1
-    return table[:, : last + 1], max(float(tails[last]), 0.0)
-
-
-def _coefficients(activation: Activation, norm: float) -> Array:
-    return hermite_coefficients(activation.derivative, _TERMS, kinks=activation.kinks, std=norm)
+    return table[:, : last + 1], max(float(tails[last]), 0.0), float(powers.max())
 
 
 def _series_kernel(coefficients: Array, error: float) -> SlopeKernel:
