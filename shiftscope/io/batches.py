@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -42,7 +42,7 @@ class LoadedData:
     synthetic: bool
     class_names: tuple[str, ...] | None
     normalization: str
-    _batches: Callable[[], Iterator[Batch]]
+    _batches: Callable[[], Iterator[Batch]] = field(repr=False)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches ``(x, y)``, or ``x`` without labels."""

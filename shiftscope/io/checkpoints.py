@@ -42,14 +42,14 @@ class Checkpoint:
     """
 
     path: Path
-    state: dict[str, torch.Tensor]
+    state: dict[str, torch.Tensor] = field(repr=False)
     format: str
     wrapping: str = ""
     choices: tuple[str, ...] = ()
     extras: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    program: torch.export.ExportedProgram | None = None
-    module: torch.nn.Module | None = None
+    program: torch.export.ExportedProgram | None = field(default=None, repr=False)
+    module: torch.nn.Module | None = field(default=None, repr=False)
 
     @property
     def parameters(self) -> int:

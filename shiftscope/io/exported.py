@@ -9,7 +9,6 @@ identifier and every expression plain integer arithmetic. Anything else needs ``
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import re
@@ -85,7 +84,8 @@ def _unpack(path: Path) -> torch.export.ExportedProgram:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logger.setLevel(logging.ERROR)
-            return torch.export.load(io.BytesIO(path.read_bytes()))
+            with path.open("rb") as stream:
+                return torch.export.load(stream)
     except Exception as error:
         # torch's deserialiser raises any type on a schema it does not know
         line = str(error).strip().splitlines()[:1] or [type(error).__name__]
@@ -102,15 +102,24 @@ def _vet(archive: zipfile.ZipFile, path: Path) -> None:
         leaf = name.partition("/")[2] or name
         if leaf.startswith("data/aotinductor/") or re.search(r"(custom|opaque)_obj", leaf):
             raise _refused(path, f"it holds compiled code or pickled objects ({leaf})")
-        data = archive.read(name)
-        if data[:4] == b"PK\x03\x04":
-            load_bytes(data, path, tensors_only=True)
-        elif data and (leaf.endswith(".pt") or leaf in _UNPICKLED):
+        head = _head(archive, name)
+        if head == _ZIP:
+            load_bytes(archive.read(name), path, tensors_only=True)
+        elif head and (leaf.endswith(".pt") or leaf in _UNPICKLED):
             raise _refused(path, f"{leaf} is a plain pickle")
         if leaf.endswith("_config.json"):
-            _vet_payloads(json.loads(data), archive, name, path)
+            _vet_payloads(json.loads(archive.read(name)), archive, name, path)
         elif leaf.startswith("models/") or leaf == "serialized_exported_program.json":
-            _vet_program(json.loads(data), path)
+            _vet_program(json.loads(archive.read(name)), path)
+
+
+_ZIP = b"PK\x03\x04"
+
+
+def _head(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The first four bytes of a member: weights of gigabytes need not be read for that."""
+    with archive.open(name) as member:
+        return member.read(4)
 
 
 def _vet_payloads(config: Any, archive: zipfile.ZipFile, name: str, path: Path) -> None:
@@ -120,7 +129,7 @@ def _vet_payloads(config: Any, archive: zipfile.ZipFile, name: str, path: Path) 
         file = entry["path_name"]
         if not re.fullmatch(r"[A-Za-z0-9_]+", file):
             raise _refused(path, f"a payload has the file name {file!r}")
-        if entry.get("use_pickle") and archive.read(f"{folder}/{file}")[:4] != b"PK\x03\x04":
+        if entry.get("use_pickle") and _head(archive, f"{folder}/{file}") != _ZIP:
             raise _refused(path, f"the payload {file} is a plain pickle")
 
 

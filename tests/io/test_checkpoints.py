@@ -273,3 +273,7 @@ def test_errors_of_the_loader_survive_pickling(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "absent")
     again = pickle.loads(pickle.dumps(caught.value))
     assert (again.reason, again.remedy) == (caught.value.reason, caught.value.remedy)
+
+
+def test_printing_a_checkpoint_does_not_print_its_weights(tmp_path: Path) -> None:
+    assert "tensor(" not in repr(load_checkpoint(saved(weights(), tmp_path / "x")))
