@@ -8,9 +8,10 @@ equal networks whatever else the process draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +78,9 @@ def digits(seed: int = 0, held_out: int = 360) -> Split:
         raise UsageError(
             f"held_out must lie between 1 and {_DIGITS - 1}, got {held_out}", "leave it at 360"
         )
-    (batch,) = load_data("digits", batch_size=_DIGITS, seed=seed)
-    x, y = batch
+    ((x, y),) = cast(
+        Iterable[tuple[Tensor, Tensor]], load_data("digits", batch_size=_DIGITS, seed=seed)
+    )
     rest = len(x) - held_out
     return Split(Labelled(x[:rest], y[:rest]), Labelled(x[rest:], y[rest:]))
 

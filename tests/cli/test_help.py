@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = {"shiftscope": [], "analyze": ["analyze"], "report": ["report"], "verify": ["verify"]}
+COMMANDS = {"shiftscope": [], **{name: [name] for name in ("analyze", "report", "verify", "demo")}}
 
 
 def help_text(arguments: list[str]) -> str:
