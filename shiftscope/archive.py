@@ -28,7 +28,7 @@ from shiftscope.snapshot import Snapshot
 __all__ = ["SAMPLE_BUDGET", "SCHEMA_VERSION", "dump", "parse", "read_snapshot", "write_snapshot"]
 
 SCHEMA_VERSION = 1
-SAMPLE_BUDGET = 64 * 2**20
+SAMPLE_BUDGET = 8 * 2**20
 """Bytes of row samples a file may carry; beyond it samples are thinned (quantiles stay exact)."""
 
 Arrays = dict[str, npt.NDArray[Any]]

@@ -108,6 +108,7 @@ class Snapshot:
             records=records,
             gaps=tuple(dict.fromkeys((*self.gaps, *other.gaps))),
             manifest=_merge_manifests(self.manifest, other.manifest),
+            coverage=_merge_coverage(self.coverage, other.coverage),
             pictures={**other.pictures, **self.pictures},
             kept_quantiles={},
         )
@@ -162,12 +163,32 @@ def _merge_records(mine: SiteRecord, theirs: SiteRecord) -> SiteRecord:
 
 
 def _merge_manifests(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    sums = {
-        key: mine.get(key, 0) + theirs.get(key, 0)
-        for key in ("batches", "samples", "steps")
-        if key in mine or key in theirs
-    }
-    return {**theirs, **mine, **sums}
+    merged = {**theirs, **mine}
+    for mean, weight in (("loss", "samples"), ("accuracy", "accuracy_rows")):
+        if mean in mine and mean in theirs:
+            counts = mine.get(weight, 0), theirs.get(weight, 0)
+            total = max(1, sum(counts))
+            merged[mean] = (mine[mean] * counts[0] + theirs[mean] * counts[1]) / total
+    for key in ("batches", "samples", "steps", "accuracy_rows"):
+        if key in mine or key in theirs:
+            merged[key] = mine.get(key, 0) + theirs.get(key, 0)
+    if "class_counts" in mine or "class_counts" in theirs:
+        merged["class_counts"] = _sums(mine.get("class_counts", {}), theirs.get("class_counts", {}))
+        largest = max(merged["class_counts"].values(), default=0)
+        merged["chance_accuracy"] = largest / max(1, sum(merged["class_counts"].values()))
+    return merged
+
+
+def _merge_coverage(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**theirs, **mine}
+    one, other = mine.get("flops", {}), theirs.get("flops", {})
+    if one.get("total") and other.get("total"):
+        merged["flops"] = {key: one[key] + other[key] for key in ("seen", "total")}
+    return merged
+
+
+def _sums(mine: Mapping[str, int], theirs: Mapping[str, int]) -> dict[str, int]:
+    return {key: mine.get(key, 0) + theirs.get(key, 0) for key in sorted({*mine, *theirs})}
 
 
 def _frame(rows: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:

@@ -117,7 +117,7 @@ class _Job:
             records=recorder.records(),
             gaps=tuple(missing(attachment)),
             manifest=self._manifest(),
-            coverage=coverage(attachment, recorder.states, self.flops),
+            coverage=coverage(attachment, recorder.states, self.flops * self.samples),
             pictures=pictures(recorder.states),
         )
 
@@ -134,9 +134,8 @@ class _Job:
             batch = batch.require_input_grad()
         try:
             if not self.done:
-                self.flops = forward_flops(
-                    self.model, lambda: self.model(*batch.args, **batch.kwargs)
-                )
+                counted = forward_flops(self.model, lambda: self.model(*batch.args, **batch.kwargs))
+                self.flops = counted / batch.samples
             with attachment:
                 output = self.model(*batch.args, **batch.kwargs)
                 loss = loss_of(output, batch, self.loss_fn)

@@ -156,7 +156,7 @@ class Score:
                 "accuracy": self.correct / self.judged,
                 "accuracy_rows": self.judged,
                 "chance_accuracy": max(self.classes.values()) / self.judged,
-                "classes_seen": len(self.classes),
+                "class_counts": {str(label): n for label, n in sorted(self.classes.items())},
             }
         return out
 

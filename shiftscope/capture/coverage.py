@@ -42,7 +42,7 @@ def coverage(attachment: Attachment, states: dict[str, SiteState], flops: float)
     Args:
         attachment: The attachment after its window.
         states: The recorder's states.
-        flops: Operations of one forward pass (0 when they could not be counted).
+        flops: Operations of all forward passes (0 when they could not be counted).
 
     Returns:
         ``{"parameters" | "modules" | "flops" | "activations": {"seen": ..., "total": ...}}``;
@@ -59,11 +59,10 @@ def coverage(attachment: Attachment, states: dict[str, SiteState], flops: float)
     ]
     active = sum(1 for state in states.values() if state.info.kind == "activation" and state.calls)
     done = sum(_flops(state) for state in states.values())
-    total = flops * max(1, attachment.forwards)
     return {
         "parameters": {"seen": _count(seen), "total": _count(linear)},
         "modules": {"seen": len(seen), "total": len(linear)},
-        "flops": {"seen": done, "total": max(total, done) if flops else None},
+        "flops": {"seen": done, "total": max(flops, done) if flops else None},
         "activations": {"seen": active, "total": active + len(idle)},
     }
 
