@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import options
+from . import options, results
 from .terminal import progress, say, say_json, show
 
 if TYPE_CHECKING:
@@ -44,16 +44,26 @@ def add_parser(commands: Any) -> None:
         default=tuple(range(1, 7)),
         help="such as 1-6, 2,4 or the name of a claim (default: 1-6)",
     )
-    whole = options.count(0)
     parser.add_argument(
         "--samples",
         metavar="N",
-        type=options.count(1000),
+        type=rows,
         default=SAMPLES,
         help=f"rows drawn for each case (default: {SAMPLES})",
     )
-    parser.add_argument("--seed", metavar="N", type=whole, default=0, help="default: 0")
+    parser.add_argument("--seed", metavar="N", type=options.count(0), default=0, help="default: 0")
+    parser.add_argument(
+        "--device", metavar="NAME", default="cpu", help="cpu (default), cuda, cuda:1"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--out", metavar="DIR", help="also write a report into this folder")
+    parser.add_argument(
+        "--format",
+        metavar="LIST",
+        type=options.formats,
+        default=options.FORMATS,
+        help=f"what to write there, of {','.join(options.FORMATS)} (default: all)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.set_defaults(run=run)
 
@@ -79,6 +89,26 @@ def propositions(text: str) -> tuple[int | str, ...]:
     return tuple(chosen)
 
 
+def rows(text: str) -> int:
+    """A type for numbers of rows, from 1000 on.
+
+    Args:
+        text: Such as ``200000`` or ``1e8``.
+
+    Returns:
+        The number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1000 <= value <= 1e15 or value != int(value):
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from 1000 on, such as 200000 or 1e8, got {text!r}"
+        )
+    return int(value)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Simulate and compare.
 
@@ -90,21 +120,36 @@ def run(arguments: argparse.Namespace) -> int:
     """
     import shiftscope
 
+    if arguments.out is not None:
+        results.check_place(arguments.out)
     with progress(arguments.quiet) as update:
         outcomes: Sequence[Verification] = shiftscope.verify(
             arguments.propositions,
             arguments.samples,
             arguments.seed,
+            device=arguments.device,
             progress=lambda done, total, label: update("simulating", done, total),
         )
+        if arguments.out is not None:
+            update("writing the report", 0, 0)
+            _write(outcomes, arguments)
     failed = [outcome for outcome in outcomes if not outcome.passed]
     if arguments.json:
         say_json([outcome.to_row() for outcome in outcomes])
         return int(bool(failed))
     show(_table(outcomes))
     expected = len(outcomes) - len(failed)
+    if arguments.out is not None:
+        say(f"report: {arguments.out}")
     say(f"{expected} of {len(outcomes)} cases came out as expected (seed {arguments.seed})")
     return int(bool(failed))
+
+
+def _write(outcomes: Sequence[Verification], arguments: argparse.Namespace) -> None:
+    """Page, document and figures; the drawing libraries are loaded here and not before."""
+    from shiftscope.reporting.verification import write_verification
+
+    write_verification(outcomes, arguments.out, arguments.format)
 
 
 def _table(outcomes: Sequence[Verification]) -> Table:

@@ -120,7 +120,8 @@ def verify(
         One verification a case, in the order of the claims.
 
     Raises:
-        UsageError: An unknown proposition or claim, a sample size below 1000, a bad alpha.
+        UsageError: An unknown proposition or claim, a sample size below 1000, a bad alpha, a
+            device that is not there.
     """
     claims = _chosen(propositions)
     if samples < 1000:
@@ -166,7 +167,7 @@ def _run(
     claim: Claim, case: Case, samples: int, seed: int, device: str, report: _Reporter
 ) -> tuple[list[Comparison], float, int]:
     """Measure one case: its comparisons, its p-value, the rows drawn."""
-    generator = torch.Generator(device=device)
+    generator = _generator(device)
     generator.manual_seed(_seed_of(f"{claim.id}/{case.name}/{seed}"))
     chunk = 1 << 15 if torch.device(device).type == "cpu" else 1 << 20
     label = f"{claim.id}: {case.name}"
@@ -177,6 +178,14 @@ def _run(
         report.tick(samples - bench.done, label)
     p = min(1.0, len(comparisons) * min(c.p for c in comparisons))
     return comparisons, p, bench.done
+
+
+def _generator(device: str) -> torch.Generator:
+    try:
+        return torch.Generator(device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {device!r} cannot be used: {reason}", "Use 'cpu'.") from None
 
 
 def _seed_of(text: str) -> int:

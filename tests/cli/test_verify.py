@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,3 +72,34 @@ def test_lists_of_propositions(text: str, meant: tuple[object, ...]) -> None:
 def test_what_is_no_proposition_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--propositions", text]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_report_is_written_where_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*FAST, "--json", "--out", str(tmp_path / "new"), "--format", "html,json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert len(json.loads(out)) == 11 + 7
+    assert {p.name for p in (tmp_path / "new").iterdir()} == {
+        "verification.html",
+        "verification.json",
+    }
+    (tmp_path / "file").touch()
+    assert main([*FAST, "--out", str(tmp_path / "file")]) == 2
+    assert "no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "meant"), [("1000", 1000), ("1e8", 10**8), ("2.5e3", 2500)])
+def test_numbers_of_rows(text: str, meant: int) -> None:
+    import sys
+
+    assert sys.modules["shiftscope.cli.verify"].rows(text) == meant
+
+
+@pytest.mark.parametrize("text", ["999", "1.5", "nan", "inf", "many", "-1e9"])
+def test_what_is_no_number_of_rows_is_refused(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", f"--samples={text}"]) == 2
+    assert "from 1000 on" in capsys.readouterr().err

@@ -109,6 +109,8 @@ def test_unusable_arguments_are_explained() -> None:
         verify(samples=10)
     with pytest.raises(UsageError, match="alpha must lie"):
         verify(alpha=1.0)
+    with pytest.raises(UsageError, match="device 'nonsense' cannot be used"):
+        verify([3], device="nonsense")
 
 
 def test_predictions_of_propositions_1_to_5_meet_the_golden_values() -> None:
