@@ -27,6 +27,9 @@ CAUSES = (
 )
 """Identifiers of causes; of two findings of one severity the earlier cause is told first."""
 
+_EXACT = 1e-9
+"""Errors below this are not written out."""
+
 
 def severity_rank(severity: str) -> int:
     """Position of a severity in :data:`SEVERITIES` (0 is the mildest)."""
@@ -151,7 +154,9 @@ def _with_error(value: Any, error: float | None) -> str:
     if not _known(error) or not isinstance(value, float | int):
         return _number(value)
     size = float(error or 0.0)
-    if not 1e-12 < size < 1e6:
+    if size < _EXACT:
+        return f"{_number(value)} (error below {_EXACT:g})"
+    if size > 1 / _EXACT:
         return f"{_number(value)} ± {size:.1g}"
     digits = max(0, 1 - math.floor(math.log10(size)))
     return f"{value:.{digits}f} ± {size:.{digits}f}"

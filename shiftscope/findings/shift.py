@@ -88,7 +88,10 @@ def _forward_severity(
     reading: Reading, rows: Sequence[Row], limits: Thresholds, remark: str
 ) -> tuple[str, str]:
     predicted, within = reading.predicted_gradient, reading.within
-    if predicted is not None and predicted.exceeds(limits.total_decay, limits.errors):
+    # In trained nets weights and gradients are aligned and the prediction is too dark; where
+    # signals die forward as well it is not.
+    fading = within is not None and within.exceeds(limits.collapse_watch, limits.errors)
+    if predicted is not None and fading and predicted.exceeds(limits.total_decay, limits.errors):
         return "serious", (
             f"From weights and activations alone the gradient is predicted to shrink by "
             f"{predicted.total:.1f} decades over the hidden layers. {remark}"

@@ -14,6 +14,7 @@ from shiftscope import __version__
 from shiftscope.files import strict_json
 from shiftscope.findings import Finding, verdict
 from shiftscope.findings.finding import short
+from shiftscope.reporting.ranking import HEADS
 from shiftscope.reporting.strips import STEPS, strips
 from shiftscope.reporting.table import COLUMNS, FIRST_ROWS, SiteTable
 from shiftscope.reporting.text import plain_summary
@@ -36,7 +37,6 @@ __all__ = ["STRIP_BUDGET", "Picture", "page"]
 STRIP_BUDGET = 300_000
 """Characters of packed quantiles a page carries by default."""
 
-_LINKS = 12
 _GAPS = 200
 _TITLES = {"critical": "Critical", "serious": "Serious", "watch": "Worth watching"}
 
@@ -147,7 +147,7 @@ def _data(
 
 def _finding(finding: Finding, table: SiteTable) -> dict[str, Any]:
     name, limit = finding.threshold
-    linked = [(site, table.place.get(site)) for site in finding.sites[:_LINKS]]
+    linked = [(site, table.place.get(site)) for site in finding.sites[:HEADS]]
     return {
         "cause": finding.cause,
         "severity": finding.severity,
@@ -165,7 +165,7 @@ def _finding(finding: Finding, table: SiteTable) -> dict[str, Any]:
             for site, at in linked
         ],
         "count": len(finding.sites),
-        "more": max(len(finding.sites) - _LINKS, 0),
+        "more": max(len(finding.sites) - HEADS, 0),
     }
 
 

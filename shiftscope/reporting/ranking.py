@@ -12,7 +12,10 @@ from shiftscope.findings import Finding
 if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
 
-__all__ = ["blame", "ranked"]
+__all__ = ["HEADS", "blame", "ranked"]
+
+HEADS = 12
+"""Sites of a finding that are named (and linked) beside it."""
 
 
 def blame(findings: Sequence[Finding]) -> dict[str, str]:
@@ -25,7 +28,7 @@ def blame(findings: Sequence[Finding]) -> dict[str, str]:
 
 
 def ranked(snapshot: Snapshot, findings: Sequence[Finding]) -> list[str]:
-    """Sites of findings in their order, then all others by falling shift share.
+    """The worst sites of each finding, then its others, then all other sites by shift share.
 
     Args:
         snapshot: What was measured.
@@ -38,5 +41,6 @@ def ranked(snapshot: Snapshot, findings: Sequence[Finding]) -> list[str]:
     share = np.nan_to_num(np.asarray(sites["shift_share"], dtype=np.float64), nan=-1.0)
     rest = sites["site"].to_numpy()[np.argsort(-share, kind="stable")]
     known = set(map(str, sites["site"]))
-    named = [site for site in blame(findings) if site in known]
+    heads = [site for finding in findings for site in finding.sites[:HEADS]]
+    named = [site for site in (*heads, *blame(findings)) if site in known]
     return list(dict.fromkeys([*named, *map(str, rest)]))

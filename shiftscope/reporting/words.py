@@ -82,7 +82,9 @@ def subtitle(snapshot: Snapshot) -> str:
     if manifest.get("parameters"):
         parts.append(f"{_count(manifest['parameters'])} parameters")
     if manifest.get("samples"):
-        parts.append(f"{manifest['samples']} samples in {manifest.get('batches', '?')} batches")
+        parts.append(_plural(manifest["samples"], "sample"))
+        if manifest.get("batches"):
+            parts[-1] += f" in {_plural(manifest['batches'], 'batch', 'es')}"
     parts += [f"{key} {manifest[key]}" for key in ("seed",) if key in manifest]
     return printable(" · ".join(parts))
 
@@ -138,6 +140,10 @@ def _listed(items: Sequence[str]) -> str:
     shown = ", ".join(items[: 2 * _NUMBERS_SHOWN])
     more = len(items) - 2 * _NUMBERS_SHOWN
     return f"{shown}, … ({more} more)" if more > 0 else shown or "–"
+
+
+def _plural(count: Any, word: str, ending: str = "s") -> str:
+    return f"{number(count)} {word}{'' if count == 1 else ending}"
 
 
 def _count(value: Any) -> str:

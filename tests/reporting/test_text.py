@@ -1,0 +1,64 @@
+"""The terminal summary: complete, inert, readable anywhere."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from report_cases import hostile, sick
+from rich.console import Console
+
+from shiftscope.findings import diagnose
+from shiftscope.reporting.text import plain_summary, summary
+from shiftscope.snapshot import Snapshot
+
+
+def shown(snapshot: Snapshot, width: int = 80, encoding: str = "utf-8") -> str:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, errors="strict")
+    console = Console(file=stream, width=width, force_terminal=True, color_system="truecolor")
+    console.print(summary(snapshot, diagnose(snapshot)))
+    stream.flush()
+    return raw.getvalue().decode(encoding)
+
+
+def test_it_tells_everything() -> None:
+    text = " ".join(plain_summary(sick(), diagnose(sick())).split())
+    findings = diagnose(sick())
+    assert all(finding.cause in text for finding in findings)
+    assert "CRITICAL Means, not signals" in text
+    for part in ("±", "threshold shift_share 0.5", "Worst 10 of 17 sites", "Coverage", "Inputs"):
+        assert part in text
+    assert findings[0].advice[:30] in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_lines_fit_the_width(width: int) -> None:
+    for snapshot in (sick(), hostile()):
+        lines = plain_summary(snapshot, diagnose(snapshot), width).splitlines()
+        assert max(map(len, lines)) <= width
+
+
+def test_hostile_names_are_inert() -> None:
+    colours = re.compile(r"\x1b\[[0-9;]*m")
+    bare = colours.sub("", shown(hostile(), 200))
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u2028\u202e]", bare)
+    assert r"\x1b[2J" in bare
+    assert "[bold red]x[/bold red]" in bare
+    assert r"\x1b[31mbecause" in bare
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_can_show_it(encoding: str) -> None:
+    text = shown(hostile(), encoding=encoding)
+    assert ("+/-" in text) == (encoding != "utf-8")
+
+
+def test_without_colour_there_is_no_escape() -> None:
+    assert "\x1b" not in plain_summary(sick(), diagnose(sick()))
+
+
+def test_nothing_measured_is_said() -> None:
+    empty = Snapshot(records={})
+    assert "Nothing was measured" in plain_summary(empty, diagnose(empty))

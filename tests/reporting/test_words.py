@@ -1,0 +1,54 @@
+"""Names made inert, numbers made readable."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from shiftscope.reporting.words import ascii_only, number, printable, shorten
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("layer1.0:relu", "layer1.0:relu"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("a\0b", r"a\x00b"),
+        ("line\nbreak", r"line\nbreak"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        ("schön ∇", "schön ∇"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_what_cannot_be_seen_becomes_an_escape(name: str, shown: str) -> None:
+    assert printable(name) == shown
+
+
+def test_long_names_lose_their_middle() -> None:
+    short = shorten("x" * 400 + ".fc2", 30)
+    assert len(short) == 30
+    assert short.endswith(".fc2")
+    assert "…" in short
+
+
+def test_greek_letters_are_spelt_out_in_ascii() -> None:
+    assert ascii_only("∇z ± 1 → φ 名") == "grad z +/- 1 -> phi \\u540d"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (math.nan, "–"),
+        (math.inf, "–"),
+        (None, "–"),
+        (3.0, "3"),
+        (46410, "46,410"),
+        (0.123456, "0.1235"),
+        (-1.5e-9, "-1.5e-09"),
+        (True, "True"),
+        ("<b>", "<b>"),
+    ],
+)
+def test_cells(value: object, shown: str) -> None:
+    assert number(value) == shown
