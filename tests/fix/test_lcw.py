@@ -119,10 +119,12 @@ def test_thirty_steps_of_a_network_agree_between_the_forms_and_sum_to_zero() -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("kind", ["lcw", "projection", "data"])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [("lcw", "sgd"), ("lcw", "adam"), ("projection", "adam"), ("data", "sgd")],
+)
 def test_constraint_holds_after_a_thousand_steps(
-    dtype: torch.dtype, optimizer: str, kind: str
+    dtype: torch.dtype, kind: str, optimizer: str
 ) -> None:
     torch.manual_seed(4)
     unroll, mean = Unroll((8, 48)), torch.rand(1, 48, dtype=torch.float64)
