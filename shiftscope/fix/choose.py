@@ -26,12 +26,13 @@ def choose(model: nn.Module, sites: Sites = "*") -> list[tuple[str, nn.Module]]:
         sites: Pattern(s) as of :mod:`fnmatch`, case-sensitive, or ``predicate(path, module)``.
 
     Returns:
-        Pairs of path and module, each module once.
+        Pairs of path and module, each module once; paths do not show ``torch.compile``'s wrapper.
 
     Raises:
         UsageError: Nothing is selected.
     """
-    carriers = [pair for pair in model.named_modules() if _carries(*pair)]
+    named = [(path.replace("_orig_mod.", ""), module) for path, module in model.named_modules()]
+    carriers = [pair for pair in named if _carries(*pair)]
     chosen = [pair for pair in carriers if _selects(sites, *pair)]
     if not chosen:
         known = ", ".join(path or "(the model itself)" for path, _ in carriers[:8]) or "none"

@@ -112,9 +112,9 @@ def constrain(
     _check(method, options, dry_run)
     if dry_run and batch is not None:  # each mean depends on the constraints before it
         return constrain(copy.deepcopy(model), method, sites, batch=batch, momentum=momentum)
-    plan = [_planned(model, path, layer, method) for path, layer in choose(model, sites)]
-    layers = dict(model.named_modules())
-    _refuse_others(plan, layers, method)
+    layers = dict(choose(model, sites))
+    plan = [_planned(model, path, layer, method) for path, layer in layers.items()]
+    _refuse_others(plan, method)
     todo = {change.site: layers[change.site] for change in plan if change.action == "constrain"}
     if batch is not None:
         failed = _attach_by_data(model, todo, batch, momentum)
@@ -192,7 +192,7 @@ def _planned(model: nn.Module, path: str, layer: nn.Module, method: str) -> Chan
     return Change(path, kind, method, "skip" if reason else "constrain", reason)
 
 
-def _refuse_others(plan: list[Change], layers: dict[str, nn.Module], method: str) -> None:
+def _refuse_others(plan: list[Change], method: str) -> None:
     others = [change for change in plan if change.action == "keep" and change.method != method]
     if others:
         first = others[0]

@@ -240,6 +240,20 @@ def reasons(model: nn.Module, method: str = "lcw", **more: Any) -> dict[str, str
     return {c.site: c.reason for c in constrain(model, method, **more) if c.action == "skip"}
 
 
+def test_a_compiled_model_is_named_constrained_measured_and_released_like_any_other() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 4))
+    x = torch.rand(32, 8)
+    model = torch.compile(plain, backend="eager")
+    model(x)
+    assert [c.site for c in constrain(model, "lcw-data", batch=x)] == ["0", "2"]  # type: ignore[arg-type]
+    torch.testing.assert_close(model(x).detach().mean(0), plain[2].bias.detach(), atol=1e-6, rtol=0)
+    assert [d.site for d in ss.rescale_(model, x)] == ["0", "2"]
+    assert float(model(x).detach().std(correction=0)) == pytest.approx(1, rel=1e-5)
+    release(model)  # type: ignore[arg-type]
+    assert float(model(x).detach().std(correction=0)) == pytest.approx(1, rel=1e-5)
+
+
 def test_what_cannot_be_constrained_is_left_alone_with_a_reason() -> None:
     tied = nn.Linear(6, 9, bias=False)
     model = nn.ModuleDict(
