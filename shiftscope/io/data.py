@@ -29,13 +29,12 @@ import torch
 
 from shiftscope.errors import LoadError, UsageError
 from shiftscope.io.batches import LoadedData, Plan, from_source, make_plan
+from shiftscope.io.images import read_image_folder, read_sprite
 from shiftscope.io.readers import (
     read_cifar,
-    read_image_folder,
     read_mnist,
     read_npz,
     read_safetensors,
-    read_sprite,
 )
 from shiftscope.io.sources import ArraySource, Source
 from shiftscope.io.user_data import from_loader

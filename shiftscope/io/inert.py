@@ -10,6 +10,7 @@ bounded by the bytes read, because declared lengths beyond the end of the input 
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -89,8 +90,9 @@ def read_pickle(stream: IO[bytes]) -> Reading:
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged text makes pickletools complain of escapes
+            machine.run(stream)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise PickleError(f"malformed pickle: {error}") from None
     return machine.reading
@@ -114,6 +116,11 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.reading = Reading()
+
+    def run(self, stream: IO[bytes]) -> None:
+        """Carry out all instructions up to the end of the pickle."""
+        for opcode, argument, _ in pickletools.genops(stream):
+            self.step(opcode.name, argument)
 
     def step(self, opcode: str, argument: Any) -> None:
         """Carry out one instruction."""

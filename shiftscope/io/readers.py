@@ -1,4 +1,4 @@
-"""Data files: IDX, the CIFAR batches, npz, safetensors, image folders, sprites.
+"""Data files: IDX, the CIFAR batches, npz, safetensors.
 
 Nothing here unpickles. The published CIFAR batches are pickles; they are read inertly
 (:mod:`shiftscope.io.inert`), which yields their bytes without running them.
@@ -11,32 +11,28 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shiftscope.errors import DataError, LoadError
+from shiftscope.errors import LoadError
 from shiftscope.io.formats import ZIP_ERRORS, readable_file
 from shiftscope.io.inert import Call, PickleError, read_pickle
-from shiftscope.io.sources import ArraySource, ImageSource, decode
+from shiftscope.io.sources import ArraySource
 from shiftscope.io.tensor_files import load_safetensors
 
 __all__ = [
     "read_cifar",
     "read_idx",
-    "read_image_folder",
     "read_mnist",
     "read_npz",
     "read_safetensors",
-    "read_sprite",
 ]
 
 _Array = npt.NDArray[Any]
 _AGAIN = "download the data set again, and compare its checksum with the source"
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _LIMIT = 8 * 2**30
 """Bytes an array may take in memory."""
@@ -216,21 +212,44 @@ def _npz_names(path: Path) -> set[str]:
 
 def _npz_array(path: Path, name: str) -> _Array:
     try:
+        _check_npy(path, name)
         with np.load(path, allow_pickle=False) as arrays:
             return np.asarray(arrays[name])
     except ZIP_ERRORS as error:
-        if "allow_pickle" in str(error) or "Object arrays" in str(error):
-            raise LoadError(
-                f"{path}: array {name!r} holds Python objects, which are pickles",
-                "save a numeric array (all rows of one shape, one dtype)",
-            ) from None
         raise LoadError(
-            f"{path}: array {name!r} is damaged: {error!s:.120}", "save it again"
+            f"{path}: array {name!r} is damaged: {_first_line(error):.120}", "save it again"
         ) from None
     except MemoryError:
         raise LoadError(
             f"{path}: array {name!r} does not fit in memory", "use fewer rows"
         ) from None
+
+
+def _check_npy(path: Path, name: str) -> None:
+    """Hold the header of an array against its bytes, before memory is spent on what it claims."""
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(f"{name}.npy")
+        with archive.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            header = _NPY_HEADERS[version[0]]
+            shape, _, dtype = header(stream)
+    if dtype.hasobject:
+        raise LoadError(
+            f"{path}: array {name!r} holds Python objects, which are pickles",
+            "save a numeric array (all rows of one shape, one dtype)",
+        )
+    if math.prod(shape) * dtype.itemsize > member.file_size:
+        raise ValueError(f"shape {shape} needs more than its {member.file_size} bytes")
+
+
+_NPY_HEADERS: dict[int, Any] = {
+    1: np.lib.format.read_array_header_1_0,
+    2: np.lib.format.read_array_header_2_0,
+}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_safetensors(path: Path) -> ArraySource:
@@ -252,64 +271,3 @@ def read_safetensors(path: Path) -> ArraySource:
             "save it with safetensors.torch.save_file({'x': inputs, 'y': labels}, path)",
         )
     return ArraySource(tensors["x"], tensors.get("y"), str(path))
-
-
-def read_image_folder(folder: Path) -> ImageSource:
-    """Images in one folder a class; classes are numbered in alphabetical order.
-
-    Args:
-        folder: Its subfolders are the classes.
-
-    Returns:
-        The images, sorted by class and name.
-
-    Raises:
-        LoadError: There are no images.
-    """
-    if not folder.is_dir():
-        raise LoadError(f"{folder} is no folder", "check the path")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    files: list[Path] = []
-    labels: list[int] = []
-    for number, name in enumerate(classes):
-        found = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in _SUFFIXES)
-        files += found
-        labels += [number] * len(found)
-    if not files:
-        raise LoadError(
-            f"{folder} holds no images in folders of classes", "arrange them as DIR/CLASS/IMAGE.png"
-        )
-    return ImageSource(files, labels, classes)
-
-
-def read_sprite(path: Path, tile: Sequence[int], classes: int) -> ArraySource:
-    """Cut an image of equal tiles, row by row.
-
-    Args:
-        path: The image.
-        tile: Height and width of a tile in pixels.
-        classes: Labels for as many equal runs of tiles, top to bottom; 0 for none.
-
-    Returns:
-        Inputs ``[tiles, channels, height, width]`` bytes, and labels.
-
-    Raises:
-        DataError: The tiles do not fill the image, or the classes do not divide the tiles.
-    """
-    readable_file(path)
-    image = decode(path)
-    if (image == image[:1]).all():
-        image = image[:1]  # grey, whatever mode it was saved in
-    channels, height, width = image.shape
-    rows, columns = height // tile[0], width // tile[1]
-    if (rows * tile[0], columns * tile[1]) != (height, width):
-        raise DataError(
-            f"{path} has {height}x{width} pixels: tiles of {tile[0]}x{tile[1]} do not fill it",
-            "give the size of one tile: sprite:FILE:HEIGHTxWIDTH",
-        )
-    split = image.reshape(channels, rows, tile[0], columns, tile[1])
-    x = split.transpose(1, 3, 0, 2, 4).reshape(rows * columns, channels, *tile)
-    if classes and len(x) % classes:
-        raise DataError(f"{path}: {len(x)} tiles are no {classes} equal runs", "correct the number")
-    y = np.arange(len(x)) // (len(x) // classes) if classes else None
-    return ArraySource(x, y, str(path))

@@ -1,4 +1,4 @@
-"""Where rows come from: arrays in memory, images on disk. A source is indexed, never iterated.
+"""Where rows come from: a source is indexed, never iterated; here, arrays in memory.
 
 Arrays keep the type they are stored in (bytes stay bytes) and become floating point one batch at a
 time: unsigned 8-bit values are divided by 255.
@@ -7,7 +7,6 @@ time: unsigned 8-bit values are divided by 255.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shiftscope.errors import DataError, LoadError, UsageError
+from shiftscope.errors import DataError
 
-__all__ = ["ArraySource", "ImageSource", "Source", "as_labels", "to_inputs"]
+__all__ = ["ArraySource", "Source", "as_labels", "to_inputs"]
 
 
 class Source(Protocol):
@@ -72,87 +71,6 @@ class ArraySource:
         """
         chosen = torch.as_tensor(indices)
         return to_inputs(self.x[chosen]), None if self.y is None else self.y[chosen]
-
-
-class ImageSource:
-    """Image files, decoded when asked for.
-
-    Args:
-        files: The files, in order.
-        y: Class of each.
-        classes: Names of the classes.
-    """
-
-    def __init__(self, files: Sequence[Path], y: Sequence[int], classes: Sequence[str]) -> None:
-        """Look at the first image for the size that all must have."""
-        self.files = list(files)
-        self.y = torch.tensor(y)
-        self.classes: tuple[str, ...] | None = tuple(classes)
-        self.labelled = True
-        self.shape = tuple(decode(self.files[0]).shape)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.files)
-
-    def rows(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Decode the named images.
-
-        Args:
-            indices: Row numbers.
-
-        Returns:
-            Inputs ``[rows, channels, height, width]`` in [0, 1], and labels.
-
-        Raises:
-            DataError: An image has another size than the first.
-        """
-        images = []
-        for index in indices:
-            image = decode(self.files[index])
-            if image.shape != self.shape:
-                raise DataError(
-                    f"{self.files[index]} has shape {list(image.shape)}, "
-                    f"the first image {list(self.shape)}",
-                    "resize all images to one size and colour mode",
-                )
-            images.append(image)
-        batch = torch.from_numpy(np.stack(images))
-        return to_inputs(batch), self.y[torch.as_tensor(indices)]
-
-
-def decode(path: Path) -> npt.NDArray[np.uint8]:
-    """Read an image with Pillow.
-
-    Args:
-        path: The file.
-
-    Returns:
-        ``[channels, height, width]`` bytes: one channel for grey images, three for all others.
-
-    Raises:
-        LoadError: It is no readable image.
-    """
-    pillow = _pillow()
-    try:
-        with pillow.open(path) as image:
-            grey = image.mode in {"1", "L", "LA"}
-            pixels = np.asarray(image.convert("L" if grey else "RGB"), dtype=np.uint8)
-    except Exception as error:
-        # Pillow raises many types on damaged files, and its own for decompression bombs
-        raise LoadError(
-            f"{path} is no readable image: {str(error).splitlines()[0]:.150}",
-            "remove or replace the file",
-        ) from None
-    return pixels[None] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise UsageError("images need the package Pillow", "pip install pillow") from None
-    return Image
 
 
 def to_inputs(x: Tensor) -> Tensor:
