@@ -59,7 +59,7 @@ def write(
     update("diagnosing", 0, 0)
     findings: Sequence[Finding] = shiftscope.diagnose(snapshot)
     update("writing the report", 0, 0)
-    shiftscope.report(snapshot, arguments.out, formats=arguments.format)
+    shiftscope.report(snapshot, arguments.out, formats=arguments.format, findings=findings)
     return findings
 
 

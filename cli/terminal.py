@@ -89,9 +89,14 @@ def show(renderable: Any) -> None:
     """
     from rich.console import Console
 
+    class Results(Console):
+        def on_broken_pipe(self) -> None:
+            # rich would leave with exit code 1, which here means "there are findings"
+            drop_stdout()
+
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
     try:
-        Console(width=width, highlight=False).print(renderable)
+        Results(width=width, highlight=False).print(renderable)
     except BrokenPipeError:
         drop_stdout()
 
