@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from shiftscope.errors import UsageError
-from shiftscope.theory import catalogue, piecewise, quadrature
+from shiftscope.theory import catalogue, exponential, piecewise, quadrature
 from shiftscope.theory.arrays import Array, float64
 from shiftscope.theory.callables import wrap
-from shiftscope.theory.catalogue import Activation, PiecewisePolynomial
+from shiftscope.theory.catalogue import Activation, Exponential, PiecewisePolynomial
 from shiftscope.theory.naming import Canonical, canonical
 
 __all__ = ["Canonical", "Gains", "canonical", "gains", "known", "poincare_bounds", "stein_gap"]
@@ -183,6 +183,10 @@ def _plan(
         return [*plan, (np.flatnonzero(moving), _by_pieces)]
     if activation.name in _CLOSED:
         return [*plan, (np.flatnonzero(moving), _CLOSED[activation.name])]
+    if activation.exponential is not None:
+        wide = moving & (std * activation.exponential.rate >= exponential.SMALLEST)
+        plan.append((np.flatnonzero(wide), _by_exponentials))
+        moving &= ~wide
     tiny = moving & (std < _TINY * np.maximum(1.0, np.abs(mean))) & activation.continuous
     plan.append((np.flatnonzero(tiny), _by_integration))
     moving &= ~tiny
@@ -212,6 +216,12 @@ def _by_pieces(activation: Activation, mean: Array, std: Array) -> _Moments:
     pieces = activation.pieces or PiecewisePolynomial((), ((0.0,),))
     g, phi_fw, slope, phi_bw, anchor = piecewise.moments(pieces, mean, std)
     return _Moments(anchor + std * g, phi_fw, slope, phi_bw)
+
+
+def _by_exponentials(activation: Activation, mean: Array, std: Array) -> _Moments:
+    law = activation.exponential or Exponential(1.0, 1.0, 1.0)
+    g, phi_fw, slope, phi_bw = exponential.moments(law, mean, std)
+    return _Moments(activation.value(mean) + std * g, phi_fw, slope, phi_bw)
 
 
 def _by_integration(activation: Activation, mean: Array, std: Array) -> _Moments:

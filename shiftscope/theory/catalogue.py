@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-__all__ = ["Activation", "PiecewisePolynomial", "defaults", "find", "names"]
+__all__ = ["Activation", "Exponential", "PiecewisePolynomial", "defaults", "find", "names"]
 
 Array = npt.NDArray[np.float64]
 Function = Callable[[Array], Array]
@@ -54,6 +54,21 @@ class PiecewisePolynomial:
 
 
 @dataclass(frozen=True, slots=True)
+class Exponential:
+    """``scale`` times: z above 0, ``alpha (exp(rate z) - 1)`` below (ELU, CELU, SELU).
+
+    Args:
+        alpha: Depth of the negative side.
+        rate: Steepness of the exponential.
+        scale: Factor of the whole function.
+    """
+
+    alpha: float
+    rate: float
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class Activation:
     """One activation function with its parameters filled in.
 
@@ -65,6 +80,7 @@ class Activation:
         reach: For functions analytic in a strip: the largest spacing of nodes, in units of z, at
             which the trapezoidal rule is still right to 2e-14 (measured); 0 for all others.
         pieces: The function as a piecewise polynomial, where it is one.
+        exponential: The function as an exponential linear unit, where it is one.
         continuous: False for functions that jump: the Stein and Poincaré relations fail there.
         resolved: True where the kinks form a partition that resolves f at every scale.
         parameters: The parameters, by torch's names.
@@ -76,6 +92,7 @@ class Activation:
     kinks: tuple[float, ...] = ()
     reach: float = 0.0
     pieces: PiecewisePolynomial | None = None
+    exponential: Exponential | None = None
     continuous: bool = True
     resolved: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -163,7 +180,8 @@ _Made = tuple[Function, Function, dict[str, Any]]
 
 def _bell(z: Array) -> Array:
     """The derivative of the sigmoid, without cancellation in either tail."""
-    return np.asarray(special.expit(z) * special.expit(-z))
+    small = np.exp(-np.abs(z))
+    return np.asarray(small / np.square(1.0 + small))
 
 
 def _sigmoid() -> _Made:
@@ -231,11 +249,23 @@ def _gelu_tanh() -> _Made:
 
 
 def _mish() -> _Made:
-    def derivative(z: Array) -> Array:
-        inner = np.logaddexp(0.0, z)
-        return np.asarray(np.tanh(inner) + z * 4.0 * _bell(2.0 * inner) * special.expit(z))
+    """Mish: z tanh(log(1 + e^z)) = z n / (n + 2) with w = e^z, n = w (w + 2)."""
 
-    return lambda z: z * np.tanh(np.logaddexp(0.0, z)), derivative, {"reach": 0.3}
+    def power(z: Array) -> Array:
+        return np.asarray(np.exp(np.minimum(z, 40.0)))  # beyond 40 the gate is 1 to rounding
+
+    def value(z: Array) -> Array:
+        w = power(z)
+        n = w * (w + 2.0)
+        return np.asarray(z * (n / (n + 2.0)))
+
+    def derivative(z: Array) -> Array:
+        w = power(z)
+        n = w * (w + 2.0)
+        gate = n + 2.0
+        return np.asarray(n / gate + z * (4.0 * w * (w + 1.0)) / np.square(gate))
+
+    return value, derivative, {"reach": 0.3}
 
 
 def _softsign() -> _Made:
@@ -255,7 +285,8 @@ def _exponential(alpha: float, rate: float, scale: float) -> _Made:
     def derivative(z: Array) -> Array:
         return scale * np.where(z > 0, 1.0, alpha * rate * np.exp(rate * np.minimum(z, 0.0)))
 
-    return value, derivative, {"kinks": (0.0,)}
+    law = Exponential(alpha, rate, scale)
+    return value, derivative, {"kinks": (0.0,), "exponential": law}
 
 
 def _sin() -> _Made:
