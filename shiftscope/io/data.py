@@ -21,7 +21,7 @@ order, because files are often sorted by class and a few batches should see all 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,7 @@ def load_data(
     rank: int = 0,
     world_size: int = 1,
     base: str | Path | None = None,
+    folders: Sequence[Path] = (),
 ) -> LoadedData:
     """Read the data a SPEC names.
 
@@ -73,6 +74,7 @@ def load_data(
         rank: Number of this process.
         world_size: Number of processes; each row goes to one of them.
         base: Folder for relative paths; the working directory.
+        folders: Further folders to look in (the checkpoint's), in order.
 
     Returns:
         The batches.
@@ -83,17 +85,19 @@ def load_data(
         DataError: The data are empty, not finite, or do not fit together.
     """
     plan = make_plan(batch_size, batches, seed, rank, world_size, normalize)
-    folder = Path(base) if base is not None else Path.cwd()
+    places = [Path(base) if base is not None else Path.cwd(), *folders]
     try:
-        return _load(spec, folder, plan)
+        return _load(spec, places, plan)
     except OSError as error:
         raise LoadError(
             f"{spec} cannot be read: {error.strerror or error}", "check the files and their disk"
         ) from None
 
 
-def _load(spec: str, folder: Path, plan: Plan) -> LoadedData:
+def _load(spec: str, places: Sequence[Path], plan: Plan) -> LoadedData:
     kind, _, rest = spec.partition(":")
+    name = _file_name(kind, rest) if kind in _READERS else spec
+    folder = next((place for place in places if (place / name).exists()), places[0])
     if kind in _READERS:
         if kind != "digits" and not rest:
             raise UsageError(f"data SPEC {spec!r} is incomplete", f"use one of {FORMS}")
@@ -103,7 +107,12 @@ def _load(spec: str, folder: Path, plan: Plan) -> LoadedData:
         return from_source(read(folder / Path(spec).expanduser()), spec, plan)
     if not rest:
         raise UsageError(f"{spec!r} is no data SPEC", f"use one of {FORMS}")
-    return from_loader(spec, folder, plan)
+    return from_loader(spec, places, plan)
+
+
+def _file_name(kind: str, rest: str) -> str:
+    """The path in a SPEC, without what follows it."""
+    return _sprite_parts(rest)[0] if kind == "sprite" else rest
 
 
 def _digits(_: str, __: Path, ___: int) -> Source:

@@ -19,9 +19,24 @@ from shiftscope.io.sources import ArraySource, Source, as_labels, check_finite, 
 __all__ = ["from_loader"]
 
 
-def from_loader(spec: str, folder: Path, plan: Plan) -> LoadedData:
-    """Batches of the user's own code: arrays, a map-style data set, or an iterable of batches."""
-    found, shown = resolve(spec, [folder])
+def from_loader(spec: str, folders: Sequence[Path], plan: Plan) -> LoadedData:
+    """Batches of the user's own code: arrays, a map-style data set, or an iterable of batches.
+
+    Args:
+        spec: ``file.py:name`` or ``package.module:name``: the data, or a function that returns
+            them, called with ``batch_size`` and ``seed`` where it takes them.
+        folders: Where the file is looked for, in order.
+        plan: Order, batches and normalisation.
+
+    Returns:
+        The data; each pass starts anew, with the same random transforms.
+
+    Raises:
+        UsageError: The SPEC names nothing.
+        LoadError: The code fails, or returns no data.
+        DataError: The first batch is none.
+    """
+    found, shown = resolve(spec, folders)
     values = {"batch_size": plan.batch_size, "seed": plan.seed}
     content = call_factory(found, shown, values, "values offered")[0] if callable(found) else found
     source = _as_source(content, shown, plan.seed)

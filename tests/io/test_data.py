@@ -299,6 +299,18 @@ def test_own_inputs_without_labels(loaders: Path) -> None:
     assert not load_data("own.py:inputs", base=loaders).has_labels
 
 
+@pytest.mark.parametrize("spec", ["d.npz", "own.py:arrays", "sprite:s.png:5x5", "images:i"])
+def test_further_folders_are_searched_behind_the_base(loaders: Path, spec: str) -> None:
+    np.savez(loaders / "d.npz", x=X)
+    sprite(loaders)
+    Image.new("L", (2, 2)).save((loaders / "i" / "a").mkdir(parents=True) or loaders / "i/a/x.png")
+    (loaders / "base").mkdir()
+    data = load_data(spec, base=loaders / "base", folders=[loaders])
+    assert data.rows in {8, 12, 4, 1}
+    np.savez(loaders / "base" / "d.npz", x=X[:3])
+    assert load_data("d.npz", base=loaders / "base", folders=[loaders]).rows == 3
+
+
 # Order, limits, processes
 
 
