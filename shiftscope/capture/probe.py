@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ from shiftscope.capture.recorder import Recorder
 from shiftscope.capture.sites import Frame, Names
 
 __all__ = ["Attachment"]
+
+Handler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Attachment:
@@ -50,6 +52,11 @@ class Attachment:
         self.gaps: dict[tuple[str, str], None] = {}
         self.hidden = threading.local()
         self._handles: list[Any] = []
+        self._handlers: dict[Any, Handler] = {
+            **dict.fromkeys(LINEAR_OPS, self._linear),
+            **dict.fromkeys(ACTIVATION_OPS, self._activation),
+            **dict.fromkeys(FUSED_OPS, self._fused),
+        }
         self._lock = threading.Lock()
 
     def __enter__(self) -> Attachment:
@@ -153,17 +160,10 @@ class Attachment:
 
     def intercept(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one torch function, recording it when it is a linear map or an activation."""
-        try:
-            kind = LINEAR_OPS.get(func) or (func in ACTIVATION_OPS) or (func in FUSED_OPS)
-        except TypeError:  # an unhashable callable is none of ours
-            kind = None
-        if not kind or not self.stack or getattr(self.hidden, "busy", False):
+        handler = self._handlers.get(func)
+        if handler is None or not self.stack:
             return func(*args, **kwargs)
-        if func in FUSED_OPS:
-            return self._fused(func, args, kwargs)
-        if func in ACTIVATION_OPS:
-            return self._activation(func, args, kwargs)
-        return self._linear(func, args, kwargs)
+        return handler(func, args, kwargs)
 
     def _linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         frame = self.stack[-1]
@@ -174,15 +174,14 @@ class Attachment:
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor) or not _plain(out):
             return out
-        with self._quiet():
-            site = self.names.linear(frame, op.op, op.weight)
-            if self.recomputing:
-                state = self.recorder.states.get(site)
-            else:
-                state = self.recorder.linear(site, frame.path, op, out, self.where)
-                self._mark(frame, op.weight)
-            if state is not None:
-                hook_linear(self.recorder, state, op, out, edge, count=not self.recomputing)
+        site = self.names.linear(frame, op.op, op.weight)
+        if self.recomputing:
+            state = self.recorder.states.get(site)
+        else:
+            state = self.recorder.linear(site, frame.path, op, out, self.where)
+            self._mark(frame, op.weight)
+        if state is not None:
+            hook_linear(self.recorder, state, op, out, edge, count=not self.recomputing)
         return out
 
     def _activation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -190,21 +189,19 @@ class Attachment:
         op = parse_activation(func, args, kwargs)
         if op is None or not _plain(op.x) or op.x.dim() == 0:
             return func(*args, **kwargs)
-        with self._quiet():
-            site = self.names.activation(frame, op.op)
-            dim = feature_dim_of(op.x) if op.elementwise else -1
-            edge = edge_of(op.x)
-            if self.recomputing:
-                state, z = self.recorder.states.get(site), None
-            else:
-                state, z = self.recorder.activation(site, frame.path, op, dim, self.where)
+        site = self.names.activation(frame, op.op)
+        dim = feature_dim_of(op.x) if op.elementwise else -1
+        edge = edge_of(op.x)
+        if self.recomputing:
+            state, z = self.recorder.states.get(site), None
+        else:
+            state, z = self.recorder.activation(site, frame.path, op, dim)
         out = func(*args, **kwargs)
         if state is None or not isinstance(out, Tensor):
             return out
-        with self._quiet():
-            if z is not None:
-                self.recorder.activated(state, z, out, dim, self.where)
-            hook_activation(self.recorder, state, op, out, dim, edge, count=not self.recomputing)
+        if z is not None:
+            self.recorder.activated(state, z, out, dim, self.where)
+        hook_activation(self.recorder, state, op, out, dim, edge, count=not self.recomputing)
         return out
 
     def _fused(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -231,16 +228,6 @@ class Attachment:
             if owner is not None:
                 self.measured.add(owner[0])
             self.parameters.add(id(weight if weight._base is None else weight._base))
-
-    @contextlib.contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """Our own arithmetic: not recorded, no gradient, no autocast."""
-        self.hidden.busy = True
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.hidden.busy = False
 
 
 class _Mode(TorchFunctionMode):

@@ -96,8 +96,11 @@ class Recorder:
         Returns:
             The site's state, for the gradients to come.
         """
-        outputs = out if op.arrange_z is None else op.arrange_z(out)
-        inputs = op.x if op.arrange_x is None else op.arrange_x(op.x)
+        outputs, inputs = out, op.x
+        if op.arrange_z is not None:
+            outputs = op.arrange_z(out.detach())
+        if op.arrange_x is not None:
+            inputs = op.arrange_x(op.x.detach())
         z_dim = op.z_dim if op.arrange_z is None else -1
         x_dim = op.x_dim if op.arrange_x is None else -1
         info = SiteInfo(
@@ -118,7 +121,7 @@ class Recorder:
         return state
 
     def activation(
-        self, site: str, module: str, op: ActivationOp, dim: int, where: tuple[int, int]
+        self, site: str, module: str, op: ActivationOp, dim: int
     ) -> tuple[SiteState, Stream]:
         """Reduce the input of an activation op that is about to run.
 
