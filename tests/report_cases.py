@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
+import pandas as pd
 import torch
 from standin import measure, mlp
 from torch import nn
@@ -59,15 +60,25 @@ def renamed(snapshot: Snapshot, rename: Callable[[str], str]) -> Snapshot:
 
 @cache
 def wide(sites: int, width: int = 16) -> Snapshot:
-    """A network of many sites: the records of a small one, repeated."""
-    small = list(sick(width=width).records.values())
+    """A network of many sites: a small one, repeated, with tables that are repeated as well."""
+    small = sick(width=width)
     records = {}
+    parts = [(record, small.sites.iloc[[at]]) for at, record in enumerate(small.records.values())]
+    neurons = dict(list(small.neurons.groupby("site")))
+    tables: dict[str, list[pd.DataFrame]] = {"sites": [], "neurons": []}
     for order in range(sites):
-        record = small[order % 16]
+        record, row = parts[order % 16]
         name = f"blocks.{order // 4}.part{order % 4}"
         info = replace(record.info, site=name, module=name, order=order)
         records[name] = replace(record, info=info)
-    return replace(sick(width=width), records=records)
+        tables["sites"].append(row.assign(site=name, module=name, order=order))
+        tables["neurons"].append(neurons[record.info.site].assign(site=name))
+    many = replace(small, records=records)
+    vars(many).update({key: pd.concat(part, ignore_index=True) for key, part in tables.items()})
+    vars(many)["quantiles"] = {
+        name: small.quantiles[parts[at % 16][0].info.site] for at, name in enumerate(records)
+    }
+    return many
 
 
 def _renamed(record: SiteRecord, name: str) -> SiteRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,18 @@ def lcw(activation: type[nn.Module]) -> nn.Sequential:
     return rescale(zero_sum(deep(activation)), data()[0])
 
 
+@cache
+def case(kind: Callable[[type[nn.Module]], nn.Sequential], activation: type[nn.Module]) -> Snapshot:
+    """A network of this file, measured once."""
+    return measure(kind(activation), *data())
+
+
+def findings_of(
+    kind: Callable[[type[nn.Module]], nn.Sequential], activation: type[nn.Module]
+) -> dict[str, Finding]:
+    return {finding.cause: finding for finding in diagnose(case(kind, activation))}
+
+
 def found(model: nn.Sequential, backward: bool = True, **manifest: Any) -> dict[str, Finding]:
     x, y = data()
     findings = diagnose(measure(model, x, y if backward else None, **manifest))
@@ -86,7 +99,7 @@ def severe(findings: dict[str, Finding]) -> set[str]:
 
 
 def test_sigmoid_with_standard_weights_is_critical_and_all_else_follows() -> None:
-    findings = found(plain(nn.Sigmoid))
+    findings = findings_of(plain, nn.Sigmoid)
     top = next(iter(findings.values()))
     assert (top.cause, top.severity) == ("activation_shift", "critical")
     assert findings["vanishing_gradient"].follows_from == "activation_shift"
@@ -101,24 +114,24 @@ def test_sigmoid_with_standard_weights_is_critical_and_all_else_follows() -> Non
 
 
 def test_sigmoid_with_zero_sum_weights_is_healthy() -> None:
-    assert severe(found(lcw(nn.Sigmoid))) == set()
+    assert severe(findings_of(lcw, nn.Sigmoid)) == set()
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.GELU])
 def test_healthy_deep_networks_have_no_serious_finding(activation: type[nn.Module]) -> None:
-    findings = found(plain(activation))
+    findings = findings_of(plain, activation)
     assert severe(findings) == set()
     assert "vanishing_gradient" not in findings
 
 
 def test_shift_under_relu_that_costs_no_gradient_is_a_remark() -> None:
-    findings = found(plain(nn.ReLU))
+    findings = findings_of(plain, nn.ReLU)
     assert findings["activation_shift"].severity == "info"
     assert "phi_bw/phi_fw = 1.467" in findings["activation_shift"].advice
 
 
 def test_zero_sum_weights_under_relu_explode_and_the_advice_says_why() -> None:
-    finding = found(lcw(nn.ReLU))["exploding_gradient"]
+    finding = findings_of(lcw, nn.ReLU)["exploding_gradient"]
     assert finding.severity in {"watch", "serious"}
     # log10(pi / (pi - 1)) = 0.1664 decades a layer (Kutsuna 2019, Proposition 6)
     assert float(finding.evidence["decades_per_layer"].value) == pytest.approx(-0.1664, abs=0.02)
@@ -134,7 +147,7 @@ def test_shift_of_a_shallow_network_is_at_most_worth_watching() -> None:
 
 
 def test_the_share_must_exceed_its_threshold_by_two_standard_errors() -> None:
-    snapshot = measure(plain(nn.ReLU), *data())
+    snapshot = case(plain, nn.ReLU)
     share = snapshot.sites.set_index("site")["shift_share"]
     finding = next(f for f in diagnose(snapshot) if f.cause == "activation_shift")
     site = finding.sites[-1]
@@ -146,7 +159,7 @@ def test_the_share_must_exceed_its_threshold_by_two_standard_errors() -> None:
 
 
 def test_sites_are_told_worst_first() -> None:
-    snapshot = measure(plain(nn.Sigmoid), *data())
+    snapshot = case(plain, nn.Sigmoid)
     share = snapshot.sites.set_index("site")["shift_share"]
     sites = diagnose(snapshot)[0].sites
     assert [share[s] for s in sites] == sorted((share[s] for s in sites), reverse=True)
@@ -160,7 +173,7 @@ def test_without_a_loss_the_decay_is_predicted_and_the_verdict_capped() -> None:
     finding = forward["activation_shift"]
     assert finding.severity == "serious"
     assert "capped at serious" in finding.explanation
-    measured = found(plain(nn.Sigmoid))["vanishing_gradient"].evidence["decades_total"]
+    measured = findings_of(plain, nn.Sigmoid)["vanishing_gradient"].evidence["decades_total"]
     predicted = finding.evidence["predicted_decay"]
     assert float(predicted.value) == pytest.approx(float(measured.value), rel=0.05)
     assert "gradients" in forward["coverage"].title
@@ -275,7 +288,7 @@ def test_rounding_noise_is_flagged_and_kept_out_of_the_profiles() -> None:
     finding = findings["below_resolution"]
     assert finding.sites
     assert "float64" in finding.advice
-    exact = found(plain(nn.Sigmoid))["variance_collapse"].evidence["decades_per_layer"]
+    exact = findings_of(plain, nn.Sigmoid)["variance_collapse"].evidence["decades_per_layer"]
     noisy = findings["variance_collapse"].evidence["decades_per_layer"]
     assert float(noisy.value) == pytest.approx(float(exact.value), rel=0.1)
 
@@ -347,8 +360,8 @@ def test_the_bound_of_the_share_covers_its_spread() -> None:
 def test_every_threshold_has_a_source_and_every_finding_names_one() -> None:
     limits = Thresholds()
     assert all(len(limits.source(item.name)) > 10 for item in fields(limits))
-    for model in (plain(nn.Sigmoid), lcw(nn.ReLU), scaled(deep(nn.Tanh), 0.3)):
-        for finding in found(model).values():
+    for snapshot in (case(plain, nn.Sigmoid), case(lcw, nn.ReLU)):
+        for finding in diagnose(snapshot):
             assert finding.cause in CAUSES
             assert finding.source
             assert finding.advice
@@ -356,7 +369,7 @@ def test_every_threshold_has_a_source_and_every_finding_names_one() -> None:
 
 
 def test_findings_are_sorted_and_told_once_per_cause() -> None:
-    findings = list(found(plain(nn.Sigmoid)).values())
+    findings = list(findings_of(plain, nn.Sigmoid).values())
     ranks = [finding.rank for finding in findings]
     assert ranks == sorted(ranks)
     assert len({f.cause for f in findings}) == len(findings)
@@ -378,7 +391,7 @@ def test_evidence_shows_the_digits_its_error_leaves(evidence: Evidence, text: st
 def test_the_verdict_of_nothing_and_of_weights_alone() -> None:
     empty = Snapshot(records={})
     assert "Nothing was measured" in verdict(diagnose(empty), empty)["sentence"]
-    full = measure(plain(nn.Tanh), *data())
+    full = case(plain, nn.Tanh)
     bare = {n: replace(r, streams={}, samples=0) for n, r in full.records.items()}
     weights = Snapshot(records=bare, manifest={})
     findings = diagnose(weights)
@@ -387,14 +400,14 @@ def test_the_verdict_of_nothing_and_of_weights_alone() -> None:
 
 
 def test_the_verdict_counts_what_follows() -> None:
-    snapshot = measure(plain(nn.Sigmoid), *data())
+    snapshot = case(plain, nn.Sigmoid)
     told = verdict(diagnose(snapshot), snapshot)
     assert told["severity"] == "critical"
     assert "follow from it" in told["sentence"]
 
 
 def test_gaps_are_told_as_a_notice() -> None:
-    snapshot = replace(measure(plain(nn.Tanh), *data()), gaps=(("rnn", "fused kernel"),))
+    snapshot = replace(case(plain, nn.Tanh), gaps=(("rnn", "fused kernel"),))
     findings = diagnose(snapshot)
     assert [(f.cause, f.severity, f.sites) for f in findings] == [("coverage", "info", ("rnn",))]
 

@@ -12,7 +12,8 @@ from shiftscope.errors import UsageError
 from shiftscope.files import atomic_folder, strict_json
 from shiftscope.findings import Finding, diagnose
 from shiftscope.reporting.document import document
-from shiftscope.reporting.page import Picture, page
+from shiftscope.reporting.page import page
+from shiftscope.reporting.pictures import Picture
 
 if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from shiftscope import __version__
 from shiftscope.files import strict_json
 from shiftscope.findings import Finding, verdict
 from shiftscope.findings.finding import short
+from shiftscope.reporting.pictures import Picture
 from shiftscope.reporting.ranking import HEADS
 from shiftscope.reporting.strips import STEPS, strips
 from shiftscope.reporting.table import COLUMNS, FIRST_ROWS, SiteTable
@@ -32,38 +32,13 @@ if TYPE_CHECKING:
 
     from shiftscope.snapshot import Snapshot
 
-__all__ = ["STRIP_BUDGET", "Picture", "page"]
+__all__ = ["STRIP_BUDGET", "Picture", "page", "script_json"]
 
 STRIP_BUDGET = 300_000
 """Characters of packed quantiles a page carries by default."""
 
 _GAPS = 200
 _TITLES = {"critical": "Critical", "serious": "Serious", "watch": "Worth watching"}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as it stands in the page.
-
-    Attributes:
-        name: Identifier, fit for a file name and an anchor.
-        title: A few words.
-        caption: What is drawn and how to read it.
-        alt: What it shows here, in one sentence.
-        png: The content of the PNG file.
-    """
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    png: bytes
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels, from the header of the file."""
-        header = self.png[16:24]
-        return int.from_bytes(header[:4], "big"), int.from_bytes(header[4:], "big")
 
 
 def page(
@@ -96,7 +71,7 @@ def page(
         script_hash=_digest(script),
         subtitle=subtitle(snapshot),
         verdict=told | {"sentence": printable(told["sentence"])},
-        verdict_title=_TITLES.get(told["severity"], "No fault found"),
+        verdict_title=_title(told),
         coverage_sentence=_coverage_sentence(snapshot),
         findings=[_finding(finding, table) for finding in findings],
         figures=[_figure(picture) for picture in pictures],
@@ -176,10 +151,15 @@ def _figure(picture: Picture) -> dict[str, Any]:
         "title": printable(picture.title),
         "caption": printable(picture.caption),
         "alt": printable(picture.alt),
-        "data": base64.b64encode(picture.png).decode("ascii"),
+        "data": base64.b64encode(picture.inline()).decode("ascii"),
         "width": width,
         "height": height,
     }
+
+
+def _title(told: dict[str, str]) -> str:
+    clear = "No fault found" if told["sentence"].startswith("No fault") else "No verdict"
+    return _TITLES.get(told["severity"], clear)
 
 
 def _coverage_sentence(snapshot: Snapshot) -> str:

@@ -46,7 +46,11 @@ def strips(
     packed: dict[str, dict[str, Packed]] = {}
     missing = []
     for site in sites:
-        own = _streams(snapshot.quantiles.get(site, {}))
+        quantiles = snapshot.quantiles.get(site, {})
+        if budget <= 0:
+            missing += [site] if quantiles else []
+            continue
+        own = _streams(quantiles)
         size = sum(len(item["data"]) for item in own.values())
         if own and size <= budget:
             packed[site] = own

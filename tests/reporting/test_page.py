@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 from report_cases import HOSTILE, hostile, sick, wide
 
+from shiftscope.draw.output import to_png_bytes
 from shiftscope.findings import diagnose
-from shiftscope.reporting.page import Picture, page, script_json
+from shiftscope.reporting.page import page, script_json
+from shiftscope.reporting.pictures import Picture
 from shiftscope.reporting.table import FIRST_ROWS
 from shiftscope.snapshot import Snapshot
 
@@ -137,6 +143,23 @@ def test_every_figure_has_words() -> None:
     assert image["alt"] == 'alt "<i>"'
     assert (image["width"], image["height"]) == ("1", "1")
     assert "caption &lt;b&gt;" in text
+
+
+def test_inline_figures_look_the_same_and_weigh_less() -> None:
+    figure = Figure(figsize=(6, 4))
+    ax = figure.subplots()
+    ax.pcolormesh(np.random.default_rng(0).normal(size=(20, 30)), cmap="magma")
+    ax.plot(np.arange(30), np.linspace(1, 19, 30), "o-", label="a line and its words")
+    ax.legend()
+    picture = Picture("a", "A", "", "", to_png_bytes(figure))
+    light = picture.inline()
+    assert len(light) < len(picture.png) / 2
+    exact, back = (
+        np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=int)
+        for png in (picture.png, light)
+    )
+    assert np.quantile(np.abs(exact - back), 0.99) <= 6
+    assert picture.size == back.shape[1::-1]
 
 
 def test_budgets_hold_at_five_hundred_sites() -> None:
