@@ -89,6 +89,14 @@ class DepthMap:
         """Factor of the gradient variance per layer; NaN for an activation that is constant."""
         return self.std**2 * self.slope_square / self.power if self.value_var else math.nan
 
+    @property
+    def asymmetry(self) -> float:
+        """Pooled forward gain of the next linear map over its backward gain.
+
+        1 + (E f)²/V f for standard weights, 1 for zero-sum ones (Kutsuna 2019, Sec. 4.1, pooled).
+        """
+        return self.power / self.value_var if self.value_var else math.nan
+
     def covariance(self, share: float) -> float:
         """Covariance of f between two samples whose preactivations have this correlation."""
         f, mu = self.activation.value, self.value_mean

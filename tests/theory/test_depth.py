@@ -62,7 +62,8 @@ def _run_network(
     """A chain initialised at unit pooled variance: its shares, Var(∇z), and what it was made of."""
     generator = torch.Generator().manual_seed(1)
     a = torch.randn(samples, width, generator=generator)
-    shares, gradients, made = [], [], {"eta": [], "xi": [], "z_mean": [], "z_std": []}
+    shares, gradients, outputs = [], [], []
+    made: dict[str, list[float]] = {"eta": [], "xi": [], "z_mean": [], "z_std": []}
     for _ in range(depth):
         weight = torch.randn(width, width, generator=generator)
         if constrained:
@@ -80,9 +81,20 @@ def _run_network(
         made["z_mean"].append(float(wide.mean()))
         made["z_std"].append(float(wide.std(correction=0)))
         a = activation(z)
+        a.retain_grad()
+        outputs.append(a)
     a.backward(torch.randn(a.shape, generator=generator))
-    variances = np.array([float(z.grad.double().var(correction=0)) for z in gradients])
-    return np.array(shares), variances, made
+    variances = np.array([_pooled(z.grad) for z in gradients])
+    forward = [_pooled(z) / _pooled(a) for z, a in zip(gradients[1:], outputs, strict=False)]
+    backward = [
+        _pooled(a.grad) / _pooled(z.grad) for z, a in zip(gradients[1:], outputs, strict=False)
+    ]
+    made_of = {**made, "asymmetry": [f / b for f, b in zip(forward, backward, strict=True)]}
+    return np.array(shares), variances, made_of
+
+
+def _pooled(values: torch.Tensor) -> float:
+    return float(values.detach().double().var(correction=0))
 
 
 @pytest.mark.parametrize(
@@ -90,6 +102,12 @@ def _run_network(
 )
 def test_a_measured_sigmoid_network_of_width_800(constrained: bool, gain: float) -> None:
     shares, variances, made = _run_network(torch.nn.Sigmoid(), constrained, 20, 800, 200)
+    asymmetry = float(np.mean(made.pop("asymmetry")))
+    wanted, noise = (1.0, 0.02) if constrained else (6.76, 0.6)
+    assert depth_map("sigmoid", constrained=constrained).asymmetry == pytest.approx(
+        wanted, abs=0.01
+    )
+    assert asymmetry == pytest.approx(wanted, abs=noise)
     predicted = predict_profile(20, "sigmoid", constrained=constrained)
     measured = (variances[0] / variances[-1]) ** (1 / 19)
     assert predicted.chi == pytest.approx(gain, abs=1e-3)
@@ -123,7 +141,15 @@ def test_a_measured_network_has_the_predicted_slope(
     predicted = predict_profile(20, name, constrained=constrained).gradient_slope
     assert predicted == pytest.approx(slope, abs=1e-3)
     module = {"sigmoid": torch.nn.Sigmoid, "relu": torch.nn.ReLU, "tanh": torch.nn.Tanh}[name]()
-    _, variances, _ = _run_network(module, constrained, 20, 256, 100)
+    shares, variances, made = _run_network(module, constrained, 20, 256, 100)
+    expected = depth_map(name, constrained=constrained).asymmetry
+    noise = 0.02 if expected == pytest.approx(1.0) else 0.08 * expected
+    assert np.mean(made["asymmetry"]) == pytest.approx(expected, abs=noise)
+    if name == "sigmoid" and not constrained:
+        assert shares[1] == pytest.approx(0.85, abs=0.03)
+        assert (shares[4:] >= 0.99).all()
+    if name == "sigmoid" and constrained:
+        assert (shares <= 0.02).all()
     measured = np.polyfit(np.arange(20), np.log10(variances), 1)[0]
     assert measured == pytest.approx(predicted, abs=tolerance)
 
