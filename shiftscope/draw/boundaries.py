@@ -15,7 +15,7 @@ from matplotlib.collections import LineCollection
 
 from shiftscope.draw.decades import decade_axis, decades
 from shiftscope.draw.palette import COLORS
-from shiftscope.draw.style import drawing, legend_above, new_axes, not_measured, remark, span, title
+from shiftscope.draw.style import drawing, legend_above, new_axes, not_measured, span, title
 from shiftscope.errors import UsageError
 
 __all__ = ["boundary_lines", "boundary_moves", "boundary_points"]
@@ -221,4 +221,5 @@ def _tell(ax: Axes, missing: int, outside: int) -> None:
     told = [f"outside the picture: {outside}"] if outside else []
     told += [f"without boundary (zero weight): {missing}"] if missing else []
     if told:
-        remark(ax, "units " + "; ".join(told))
+        # inside the panel the words could hide what they speak of
+        ax.set_xlabel(f"{ax.get_xlabel()}\nunits " + "; ".join(told))

@@ -168,8 +168,6 @@ def _draw(
     label_sites(ax, names if names is not None else [str(k + 1) for k in where])
     if names is None:
         ax.set_xlabel("layer")
-        for text in ax.get_xticklabels():
-            text.set(rotation=0, horizontalalignment="center")
     legend_above(ax)
 
 
