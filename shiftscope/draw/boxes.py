@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from shiftscope.draw.decades import value_axis
 from shiftscope.draw.names import display_name, thinned
 from shiftscope.draw.quantiles import draw_quantiles
 from shiftscope.draw.style import MANY, drawing, new_axes, not_measured, span, title
@@ -57,7 +58,7 @@ def neuron_boxes(
     frame = frame if first is None else frame.iloc[:first]
     chosen = stream or _measured(frame)
     table = quantiles_of(frame, chosen)
-    title(ax, f"{display_name(site, 60)}: {_WORDS[chosen]}")
+    title(ax, f"Site {display_name(site, 56)}: {_WORDS[chosen]}")
     known = np.isfinite(table).all(axis=0)
     if not known.any():
         not_measured(ax, f"no quantiles of {chosen} were sampled at this site")
@@ -72,11 +73,13 @@ def _measured(frame: pd.DataFrame) -> Literal["a", "z"]:
 
 def _draw(ax: Axes, table: Array, order: str, total: int) -> None:
     count = table.shape[1]
-    ranks = np.argsort(table[2], kind="stable") if order == "median" else np.arange(count)
+    # Equal medians are common behind ReLU: the upper quantiles decide there.
+    ranks = np.lexsort((table[4], table[3], table[2])) if order == "median" else np.arange(count)
     kept = np.asarray(thinned(count, _COLUMNS))
     table = table[:, ranks][:, kept]
     draw_quantiles(ax, np.asarray(kept, dtype=np.float64), table, "forward")
-    ax.set_ylim(*span(table, least=1e-12))
+    ax.set_ylim(*span(table, least=1e-290))
+    value_axis(ax.yaxis)
     ax.set_xlim(-0.7, count - 0.3)
     ax.set_xlabel(_words(len(kept), count, total, order))
     ax.set_ylabel("value")

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator
 
 from shiftscope.columns import decades
 
-__all__ = ["decade_axis", "decade_text", "decades"]
+__all__ = ["decade_axis", "decade_text", "decades", "value_axis", "value_text"]
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _PLAIN = 4
@@ -58,6 +58,20 @@ def decade_text(log10: float, _position: object = None) -> str:
     mantissa = 10.0 ** (log10 - power)
     raised = f"10{str(power).translate(_SUPERSCRIPT)}"
     return raised if abs(mantissa - 1) < 1e-6 else f"{mantissa:.3g}·{raised}"
+
+
+def value_text(value: float, _position: object = None) -> str:
+    """A number as one would write it, without a factor kept elsewhere: ``-0.25``, ``2·10⁻⁹``."""
+    sign = "−" if value < 0 else ""
+    size = abs(value)
+    if size and not 10.0**-_PLAIN <= size < 10.0 ** (_PLAIN + 1):
+        return sign + decade_text(math.log10(size))
+    return f"{sign}{size:.6g}"
+
+
+def value_axis(axis: Axis) -> None:
+    """Label a linear axis by whole numbers; matplotlib's common factor would cover the title."""
+    axis.set_major_formatter(FuncFormatter(value_text))
 
 
 def decade_axis(axis: Axis, ticks: int = 6) -> None:

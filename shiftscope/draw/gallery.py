@@ -113,17 +113,20 @@ def _profile(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure | N
 
 
 def _layers(snapshot: Snapshot) -> NamedFigure | None:
-    neurons = snapshot.neurons
-    count = _measured_sites(neurons, ("z_q50", "grad_z_var"))
+    neurons, sites = snapshot.neurons, snapshot.sites
+    linear = neurons[neurons["site"].isin(sites["site"][sites["kind"] == "linear"])]
+    drawn = neurons if linear.empty else linear
+    count = _measured_sites(drawn, ("z_q50", "grad_z_var"))
     if not count:
         return None
     reading = BOXES if count <= MANY else BANDS
     return NamedFigure(
         "layers",
         "Preactivations and their gradients, layer by layer",
-        f"As Figure 4 of Kutsuna 2019: above, z of all neurons of a layer ({reading}); below, the "
-        "variance of its gradient in decades, where the spread is that over the neurons.",
-        f"Distributions of z and variances of its gradient in {count} layers.",
+        f"As Figure 4 of Kutsuna 2019: z and its gradient, all neurons of a layer pooled "
+        f"({reading}). Below, the variance of the gradient in decades, spread over the neurons: "
+        "on a linear axis a gradient that is gone looks like one that is small.",
+        f"Distributions of z and of its gradient in {count} layers.",
         layer_boxes(snapshot),
     )
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
+from shiftscope.draw.decades import value_axis
 from shiftscope.draw.names import display_name
 from shiftscope.draw.palette import COLORS
 from shiftscope.draw.style import drawing, empty_figure, new_figure, not_measured, title
@@ -79,7 +80,7 @@ def stripes(
     rows = figure.subfigures(len(names), 1, squeeze=False)[:, 0]
     reach = limit or _reach([pictures[name].get("Z") for name in names])
     for row, name in zip(rows, names, strict=True):
-        row.suptitle(display_name(name, 76), x=0.01, ha="left")
+        row.suptitle(f"Site {display_name(name, 70)}", x=0.01, ha="left")
         _row(row.subplots(1, 3), pictures[name], reach)
     return figure
 
@@ -115,6 +116,7 @@ def heat_map(ax: Axes, values: Array, limit: float | None, label: str = "") -> A
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.06, aspect=28, pad=0.02, label=label)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=2)
+    value_axis(bar.ax.yaxis)
     return image
 
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from shiftscope.columns import QUANTILES
-from shiftscope.draw.decades import decade_axis, decades
+from shiftscope.draw.decades import decade_axis, decades, value_axis
 from shiftscope.draw.pooling import pooled_quantiles
 from shiftscope.draw.quantiles import draw_quantiles
 from shiftscope.draw.style import (
@@ -25,12 +25,20 @@ from shiftscope.draw.style import (
     stack_panels,
     title,
 )
-from shiftscope.draw.tables import Array, Source, by_site, column, neurons_of
+from shiftscope.draw.tables import Array, Source, by_site, column, neurons_of, quantiles_of
 from shiftscope.snapshot import Snapshot
 
-__all__ = ["boxes_by_layer", "gradient_boxes", "layer_boxes", "preactivation_boxes"]
+__all__ = [
+    "boxes_by_layer",
+    "gradient_boxes",
+    "layer_boxes",
+    "pooled_gradient_boxes",
+    "preactivation_boxes",
+]
 
-_PANEL = 2.5
+_PANEL = 2.3
+_LEAST = 1e-290
+_NONE = np.zeros((5, 0))
 
 Kind = Literal["linear", "activation"]
 
@@ -39,20 +47,26 @@ Kind = Literal["linear", "activation"]
 def layer_boxes(source: Source, kind: Kind = "linear") -> Figure:
     """Draw z of every layer above, its gradient below, one box a layer.
 
-    Kutsuna 2019 (ECML PKDD), Figure 4. Beyond 64 layers the boxes become bands.
+    Kutsuna 2019 (ECML PKDD), Figure 4, and the variance of the gradient in decades below it, since
+    on a linear axis a gradient that is gone looks like one that is small. Beyond 64 layers the
+    boxes become bands.
 
     Args:
         source: A snapshot or its neuron table.
         kind: Which sites are drawn (a table alone does not tell kinds: all of its sites are).
 
     Returns:
-        A figure of two panels that share the layers.
+        A figure of panels that share the layers; the pooled gradient is left out where the
+        gradients were not sampled.
     """
+    pooled = bool(_tables(source, kind, "grad_z"))
     figure = new_figure(_PANEL)
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    preactivation_boxes(source, kind, ax=top)
-    gradient_boxes(source, kind, ax=bottom)
-    stack_panels(figure, [top, bottom], _PANEL, 0.5)
+    panels = list(figure.subplots(3 if pooled else 2, 1, sharex=True))
+    preactivation_boxes(source, kind, ax=panels[0])
+    if pooled:
+        pooled_gradient_boxes(source, kind, ax=panels[1])
+    gradient_boxes(source, kind, ax=panels[-1])
+    stack_panels(figure, panels, _PANEL, 0.5)
     return figure
 
 
@@ -70,22 +84,31 @@ def preactivation_boxes(source: Source, kind: Kind = "linear", ax: Axes | None =
     """
     ax = new_axes(ax)
     title(ax, "Preactivation z, all neurons of a layer pooled")
-    names, table = pooled_quantiles(_narrowed(source, kind), "z")
-    if not np.isfinite(table).any():
-        not_measured(ax, "no quantiles of z were sampled")
-        return ax
-    boxes_by_layer(names, table, "forward", ax)
-    ax.set_ylabel("z")
-    return ax
+    return _pooled(ax, _tables(source, kind, "z"), "forward", "z")
+
+
+@drawing()
+def pooled_gradient_boxes(source: Source, kind: Kind = "linear", ax: Axes | None = None) -> Axes:
+    """Draw the pooled distribution of ∇z, one box a layer (bottom of Kutsuna 2019, Figure 4).
+
+    Args:
+        source: A snapshot whose gradients were sampled.
+        kind: Which sites are drawn.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    title(ax, "Gradient ∇z, all neurons of a layer pooled")
+    return _pooled(ax, _tables(source, kind, "grad_z"), "backward", "∇z")
 
 
 @drawing()
 def gradient_boxes(source: Source, kind: Kind = "linear", ax: Axes | None = None) -> Axes:
     """Draw the variance of the gradient of z over the neurons of each layer, in decades.
 
-    The box spans the neurons: its quantiles are those of log10 V(∇z_i) over i. (The bottom of
-    Kutsuna 2019, Figure 4, pools ∇z itself on a linear axis, where a gradient that is gone cannot
-    be told from one that is small.)
+    The box spans the neurons: its quantiles are those of log10 V(∇z_i) over i.
 
     Args:
         source: A snapshot or its neuron table.
@@ -130,8 +153,30 @@ def boxes_by_layer(
     table = np.asarray(quantiles, dtype=np.float64)
     draw_quantiles(ax, np.arange(table.shape[1], dtype=np.float64), table, quantity)
     label_sites(ax, names)
-    ax.set_ylim(*span(table, least=1e-12))
+    ax.set_ylim(*span(table, least=_LEAST))
+    value_axis(ax.yaxis)
     return ax
+
+
+def _pooled(ax: Axes, tables: dict[str, Array], quantity: str, label: str) -> Axes:
+    table = pooled_quantiles(tables)
+    if not np.isfinite(table).any():
+        not_measured(ax, f"no quantiles of {label} were sampled")
+        return ax
+    boxes_by_layer(list(tables), table, quantity, ax)
+    ax.set_ylabel(label)
+    return ax
+
+
+def _tables(source: Source, kind: Kind, stream: str) -> dict[str, Array]:
+    """Quantiles of each neuron of each site; of ∇z only a snapshot has them."""
+    if stream == "z":
+        return {n: quantiles_of(p, "z") for n, p in by_site(_narrowed(source, kind))}
+    if not isinstance(source, Snapshot):
+        return {}
+    names = [name for name, _ in by_site(_narrowed(source, kind))]
+    found = {name: source.quantiles.get(name, {}).get(stream, _NONE) for name in names}
+    return found if any(table.size for table in found.values()) else {}
 
 
 def _narrowed(source: Source, kind: Kind) -> pd.DataFrame:

@@ -7,14 +7,14 @@ is exact at the five and, for normal neurons, everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
-import pandas as pd
 from scipy.special import ndtri
 
 from shiftscope.columns import QUANTILES
-from shiftscope.draw.tables import Array, by_site, quantiles_of
+from shiftscope.draw.tables import Array
 
 __all__ = ["pooled_quantiles"]
 
@@ -22,21 +22,17 @@ _NEURONS = 128
 _STRATA = 200
 
 
-def pooled_quantiles(neurons: pd.DataFrame, stream: str) -> tuple[list[str], Array]:
-    """Quantiles 1, 25, 50, 75 and 99 % of a stream over all neurons of each site.
+def pooled_quantiles(tables: Mapping[str, Array]) -> Array:
+    """Quantiles 1, 25, 50, 75 and 99 % over all neurons of each site.
 
     Args:
-        neurons: A neuron table.
-        stream: ``"z"`` or ``"a"``.
+        tables: Site name to the same quantiles of each of its neurons, ``[5, neurons]``.
 
     Returns:
-        The names of the sites, and the quantiles ``[5, sites]``; NaN where none were sampled.
+        ``[5, sites]``; NaN where a site has none.
     """
-    names, columns = [], []
-    for name, part in by_site(neurons):
-        names.append(name)
-        columns.append(mixture(quantiles_of(part, stream)))
-    return names, np.stack(columns, axis=1) if columns else np.zeros((5, 0))
+    columns = [mixture(table) for table in tables.values()]
+    return np.stack(columns, axis=1) if columns else np.zeros((5, 0))
 
 
 def mixture(table: Array) -> Array:

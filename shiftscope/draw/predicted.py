@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from shiftscope.draw.decades import decade_axis, decade_text, decades
+from shiftscope.draw.decades import decade_axis, decade_text, decades, value_axis
 from shiftscope.draw.names import display_name, thinned
 from shiftscope.draw.palette import COLORS
 from shiftscope.draw.style import (
@@ -18,7 +16,6 @@ from shiftscope.draw.style import (
     new_axes,
     new_figure,
     not_measured,
-    remark,
     span,
     title,
 )
@@ -42,7 +39,7 @@ def predicted_against_measured(snapshot: Snapshot, site: str) -> Figure:
     Returns:
         A figure of three panels.
     """
-    figure = new_figure(3.2)
+    figure = new_figure(3.4)
     one, all_sites, gains = figure.subplots(1, 3)
     predicted_shift(snapshot, site, ax=one)
     predicted_shift(snapshot, ax=all_sites)
@@ -71,7 +68,7 @@ def predicted_shift(source: Source, site: str | None = None, ax: Axes | None = N
     """
     ax = new_axes(ax, 4.0)
     frame = neurons_of(source, site)
-    heading = "Shift, all linear sites" if site is None else f"Shift, {display_name(site, 18)}"
+    heading = "Shift at all linear sites" if site is None else f"Shift at {display_name(site, 18)}"
     title(ax, heading)
     predicted, measured, scale = _shifts(frame)
     known = np.isfinite(predicted) & np.isfinite(measured) & (scale > 0)
@@ -84,10 +81,12 @@ def predicted_shift(source: Source, site: str | None = None, ax: Axes | None = N
         predicted, measured = predicted / scale, measured / scale
     _scatter(ax, predicted, measured, "shift")
     _identity(ax, *span(predicted, measured, least=1e-30 if site else 0.02))
-    ax.set_xlabel("predicted w·E(a)" + (" / ‖w‖‖E(a)‖" if site is None else ""))
-    ax.set_ylabel("measured E(z) − b" if site else "measured (E(z) − b) / ‖w‖‖E(a)‖")
+    # Words inside the panel could hide the very points they speak of.
     off = decade_text(float(decades(worst))) if worst else "0"
-    remark(ax, f"neurons: {known.sum()}\nlargest difference\n{off} ‖w‖‖E(a)‖")
+    told = f"{known.sum()} neurons, largest difference\n{off} ‖w‖‖E(a)‖"
+    unit = "" if site else " / ‖w‖‖E(a)‖"
+    ax.set_xlabel(f"predicted w·E(a){unit}\n{told}")
+    ax.set_ylabel("measured E(z) − b" if site else f"measured (E(z) − b){unit}")
     return ax
 
 
@@ -124,9 +123,8 @@ def activation_gains(source: Source, ax: Axes | None = None) -> Axes:
     _identity(ax, *span(*known, least=0.3))
     for axis in (ax.xaxis, ax.yaxis):
         decade_axis(axis, 4)
-    ax.set_xlabel("theory at the measured (μ, σ)")
+    ax.set_xlabel(f"theory at the measured (μ, σ)\n{_farthest(sites, pairs)}")
     ax.set_ylabel("measured")
-    _tell_worst(ax, sites, pairs)
     ax.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
     return ax
 
@@ -172,16 +170,16 @@ def _identity(ax: Axes, low: float, high: float) -> None:
     ax.set_aspect("equal", adjustable="box")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(4))
+        value_axis(axis)
 
 
-def _tell_worst(ax: Axes, sites: pd.DataFrame, pairs: dict[str, Any]) -> None:
+def _farthest(sites: pd.DataFrame, pairs: dict[str, tuple[Array, Array]]) -> str:
     off = {
         (site, name): abs(value)
         for name, (x, y) in pairs.items()
         for site, value in zip(sites["site"], y - x, strict=True)
         if np.isfinite(value)
     }
-    (site, name), decades_off = max(off.items(), key=lambda item: item[1])
+    (site, name), gap = max(off.items(), key=lambda item: item[1])
     word = "forward" if name == "phi_fw" else "backward"
-    factor = decade_text(decades_off)
-    remark(ax, f"farthest: {word} at\n{display_name(site, 24)},\nby a factor of {factor}")
+    return f"farthest: {word}, factor {decade_text(gap)},\nat {display_name(site, 22)}"

@@ -30,7 +30,11 @@ __all__ = [
     "label_sites",
     "legend_above",
     "new_axes",
+    "new_figure",
     "not_measured",
+    "remark",
+    "span",
+    "stack_panels",
     "title",
 ]
 
@@ -44,10 +48,13 @@ INK = "#333A40"
 """Text and axes."""
 
 QUIET = "#5F676E"
-"""Remarks inside panels."""
+"""Remarks, and words in the place of what was not measured."""
 
 MANY = 64
 """From here on boxes become bands and markers become dots: below it each has 5 pixels or more."""
+
+_LEVEL = 70
+"""Letters that fit side by side under a panel, with space between the names."""
 
 _HUGE = 1e300
 """Where an axis ends: matplotlib cannot take the difference of larger limits."""
@@ -136,7 +143,10 @@ def label_sites(ax: Axes, names: Sequence[object], limit: int = 14) -> None:
     fits = len(names) <= 2 * limit
     places = strided(len(names), 2 * limit if fits else limit)
     labels = display_names([names[place] for place in places], 24)
-    ax.set_xticks(places, labels, rotation=38, ha="right", rotation_mode="anchor", fontsize=7.5)
+    ax.set_xticks(places, labels, fontsize=7.5)
+    if sum(map(len, labels)) > _LEVEL:
+        for label in ax.get_xticklabels():
+            label.set(rotation=38, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.7 - 0.01 * len(names), len(names) - 0.3 + 0.01 * len(names))
     ax.grid(visible=False, axis="x")
 
@@ -197,7 +207,14 @@ def empty_figure(heading: str, reason: str) -> Figure:
 
 
 def remark(ax: Axes, text: str, x: float = 0.99, y: float = 0.04) -> None:
-    """A quiet remark in a corner of a panel, on a ground that keeps it legible over data."""
+    """Put a quiet remark in a corner of a panel, where no data can be.
+
+    Args:
+        ax: The panel.
+        text: The words; anything they must not hide belongs below the axis instead.
+        x: Where, as a share of the width.
+        y: Where, as a share of the height.
+    """
     ax.text(
         *(x, y, text),
         transform=ax.transAxes,

@@ -119,6 +119,34 @@ def test_gradient_boxes_are_quantiles_over_neurons_of_the_log() -> None:
     np.testing.assert_allclose(boxes[:, 1], np.quantile(logs, QUANTILES))
 
 
+def test_the_gradient_is_pooled_where_it_was_sampled() -> None:
+    snapshot = make(3, 30)
+    rng = np.random.default_rng(0)
+    kept = {name: {"grad_z": rng.normal(size=30) + NORMAL[:, None]} for name in ("net.0", "net.4")}
+    vars(snapshot)["quantiles"] = kept
+    top, middle, bottom = ss.draw.layer_boxes(snapshot).axes
+    assert len(top.patches) == len(bottom.patches) == 3
+    drawn = drawn_boxes(middle)
+    np.testing.assert_allclose(drawn[:, 1], mixture(kept["net.4"]["grad_z"]))
+    assert drawn.shape == (5, 2)
+
+
+def test_names_stand_level_where_they_fit() -> None:
+    for prefix, angle in (("", 0.0), ("encoder.block.", 38.0)):
+        ax = ss.draw.preactivation_boxes(make(12, 4, prefix=prefix))
+        assert {label.get_rotation() for label in ax.get_xticklabels()} == {angle}
+
+
+def test_equal_medians_are_sorted_by_their_spread() -> None:
+    snapshot = make(width=20)
+    columns = quantile_names("a")
+    rows = snapshot.neurons["site"] == "net.1:sigmoid"
+    spread = np.random.default_rng(0).permutation(20.0 + np.arange(20))
+    snapshot.neurons.loc[rows, columns] = np.array([0, 0, 0, 1, 2]) * spread[:, None]
+    drawn = drawn_boxes(ss.draw.neuron_boxes(snapshot, "net.1:sigmoid"))
+    assert (np.diff(drawn[4]) > 0).all()
+
+
 def test_a_vanished_gradient_is_a_gap_not_a_small_number() -> None:
     snapshot = make(3, 30)
     snapshot.neurons.loc[snapshot.neurons["site"] == "net.0", "grad_z_var"] = 0.0

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from shiftscope.draw.decades import DecadeLocator, decade_axis, decade_text
+from shiftscope.draw.decades import DecadeLocator, decade_axis, decade_text, value_text
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,14 @@ from shiftscope.draw.decades import DecadeLocator, decade_axis, decade_text
 )
 def test_labels(log10: float, text: str) -> None:
     assert decade_text(log10) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (-0.25, "−0.25"), (12345.0, "12345"), (2e-9, "2·10⁻⁹"), (-1e30, "−10³⁰")],
+)
+def test_values(value: float, text: str) -> None:
+    assert value_text(value) == text
 
 
 @given(st.floats(-400, 300), st.floats(0.3, 500))

@@ -40,7 +40,8 @@ def cut_off(figure: Figure) -> list[str]:
     tight = [ax.get_tightbbox(renderer) for ax in figure.axes]
     canvas = figure.bbox.padded(1.0)
     boxes = [(f"axes {i}", box) for i, box in enumerate(tight) if box is not None]
-    titles = [(t.get_text(), t.get_window_extent(renderer)) for t in figure.texts]
+    texts = [text for part in (figure, *figure.subfigs) for text in part.texts]
+    titles = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
     return [
         name
         for name, box in boxes + titles
