@@ -10,6 +10,7 @@ import torch
 from support import golden
 
 from shiftscope.errors import UsageError
+from shiftscope.theory.activations import gains, known
 from shiftscope.theory.depth import chi, depth_map, fixed_point
 from shiftscope.theory.depth_profile import depth_scale, predict_profile, trainable_depth
 from shiftscope.theory.site_profile import profile_for_sites
@@ -209,6 +210,15 @@ def test_mixed_layers_against_explicit_formulas() -> None:
     assert got.gradient_gain[0] == pytest.approx(0.5 * 1.5, rel=1e-12)
     assert got.gradient_gain[1] == pytest.approx(tanh.slope_square * 4.0, rel=1e-12)
     assert math.isnan(got.gradient_gain[2])
+
+
+@pytest.mark.parametrize("name", known())
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.7, 2.5)])
+def test_moments_are_those_of_the_gains(name: str, mean: float, std: float) -> None:
+    step, wanted = depth_map(name, mean=mean, std=std), gains(name, mean, std)
+    assert step.value_mean == pytest.approx(wanted.mean, rel=1e-12, abs=1e-13)
+    assert step.value_var == pytest.approx(wanted.variance, rel=1e-12)
+    assert step.slope_square == pytest.approx(wanted.phi_bw, rel=1e-12)
 
 
 def test_slopes_are_derivatives() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,7 @@ def _pair_by_pair(rows: np.ndarray, name: Any) -> np.ndarray:
 @pytest.mark.parametrize("name", ["elu", "hardtanh", "softsign", "tanh", "gelu", "square", "abs"])
 def test_series_and_tables_agree_with_quadrature(name: str) -> None:
     rng = np.random.default_rng(3)
-    rows = rng.normal(size=(4, 3))
+    rows = rng.normal(size=(3, 3))
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     got = g_matrix(unit, name)
     assert got.entry_error <= 1e-12
@@ -264,6 +265,21 @@ def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-14)
     assert bounds == [hermite_gershgorin(rows, "relu"), minimal_pair_angle(rows[:3])]
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh"])
+def test_one_matrix_is_all_the_memory_it_takes(name: str) -> None:
+    rows = np.random.default_rng(11).normal(size=(1200, 10))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    g_matrix(rows[:5], name)
+    tracemalloc.start()
+    try:
+        g_matrix(rows, name).spectrum(overwrite=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # at n = 10⁴ the matrix is 0.8 GB and the rest does not grow with n²
+    assert peak < 1200 * 1200 * 8 * 1.6
 
 
 def test_the_bound_holds_for_many_draws() -> None:
