@@ -213,6 +213,22 @@ def test_large_weights_explode_under_relu() -> None:
     assert findings["weight_scale"].severity == "serious"
 
 
+def test_decay_under_relu_is_blamed_on_the_scale_and_not_on_shift() -> None:
+    """PyTorch's default initialisation: ||w||^2 = 1/3, where ReLU needs 2; biases hold z up."""
+    for backward in (True, False):
+        findings = found(mlp([WIDTH] * 13 + [10], nn.ReLU), backward)
+        assert findings["activation_shift"].severity == "watch"
+        assert "another cause" in findings["activation_shift"].explanation
+        scale = findings["weight_scale"]
+        assert scale.severity == ("critical" if backward else "serious")
+        assert float(scale.evidence["eta"].value) == pytest.approx(1 / 3, abs=0.01)
+        needed = float(scale.evidence["eta_that_keeps_the_gradient"].value)
+        assert needed == pytest.approx(2.0, abs=0.15)
+        assert next(iter(findings)) == "weight_scale"
+        if backward:
+            assert findings["vanishing_gradient"].follows_from == "weight_scale"
+
+
 def test_saturation_is_told_with_its_error_and_not_for_softmax() -> None:
     findings = found(scaled(deep(nn.Tanh, depth=4), 30.0))
     finding = findings["saturation"]

@@ -9,9 +9,10 @@ from statistics import median
 from shiftscope.findings.reading import Reading, Row, known
 from shiftscope.findings.thresholds import Thresholds
 
-__all__ = ["backward_excess", "feeding", "ops_of", "shift_advice"]
+__all__ = ["backward_excess", "feeding", "kills_gradient", "ops_of", "shift_advice"]
 
 _ODD = 1e-6
+_KEEPS_GRADIENT = 0.5
 
 _CONSTRAIN = (
     "Constrain each weight row to sum to zero and rescale once on a batch: ss.constrain(model, "
@@ -82,6 +83,20 @@ def feeding(reading: Reading, row: Row) -> Row | None:
         return row
     before = [linear for linear in reading.linear if linear["order"] < row["order"]]
     return before[-1] if before else None
+
+
+def kills_gradient(op: str) -> bool:
+    """Whether standard weights lose the gradient to shift under this activation.
+
+    At unit pooled variance each layer multiplies V(∇z) by E f'^2 / E f^2: 0.15 for the sigmoid,
+    whose mean eats most of E f^2, but 1 for ReLU and above 1 for odd activations (Kutsuna 2019,
+    Section 4.2; exact for independent weights of infinite width).
+    """
+    from shiftscope.theory.activations import gains
+
+    gain = gains(op)
+    second = float(gain.variance) + float(gain.mean) ** 2
+    return float(gain.phi_bw) < _KEEPS_GRADIENT * second
 
 
 def _mean(op: str) -> float:

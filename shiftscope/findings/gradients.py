@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from shiftscope.findings.advice import backward_excess, ops_of
 from shiftscope.findings.finding import Evidence, Finding
-from shiftscope.findings.profile import Profile
+from shiftscope.findings.profile import FATAL, Profile
 from shiftscope.findings.reading import Reading, known
 from shiftscope.findings.thresholds import Thresholds
 
 __all__ = ["exploding_gradient", "vanishing_gradient"]
-
-_FATAL = 2.0
-"""A total this many times beyond its limit is critical: no longer a matter of patience."""
 
 _ZERO_SUM = 1e-3
 """Largest |cos| of weight rows to 1 at which a layer counts as constrained to zero sums."""
@@ -116,14 +113,14 @@ def _cut_off(reading: Reading, thresholds: Thresholds) -> Finding:
 
 
 def _level(decay: Profile, limit: float, errors: float) -> str:
-    if decay.exceeds(_FATAL * limit, errors):
+    if decay.exceeds(FATAL * limit, errors):
         return "critical"
     return "serious" if decay.exceeds(limit, errors) else "watch"
 
 
 def _growth_level(decay: Profile, limit: float, errors: float) -> str:
     upper = decay.below(errors)
-    if upper < -_FATAL * limit:
+    if upper < -FATAL * limit:
         return "critical"
     return "serious" if upper < -limit else "watch"
 

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Profile", "fit_profile"]
+__all__ = ["FATAL", "Profile", "fit_profile"]
+
+FATAL = 2.0
+"""A total this many times beyond its limit is critical: no longer a matter of patience."""
 
 _LINE = 4
 """Sites from which a straight line says more than the two ends."""

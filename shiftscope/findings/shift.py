@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shiftscope.findings.advice import ops_of, shift_advice
+from shiftscope.findings.advice import kills_gradient, ops_of, shift_advice
 from shiftscope.findings.finding import Evidence, Finding, percent, short
 from shiftscope.findings.profile import Profile
 from shiftscope.findings.reading import Reading, Row, known, samples_of, share_error
 from shiftscope.findings.thresholds import Thresholds
 
 __all__ = ["activation_shift"]
-
-_KEEPS_GRADIENT = 0.5
-"""E f'^2 / E f^2 at N(0, 1) from which shift costs the gradient little: ReLU 1, sigmoid 0.15."""
 
 
 def activation_shift(reading: Reading, thresholds: Thresholds) -> Finding | None:
@@ -62,6 +59,8 @@ def _shifted(reading: Reading, thresholds: Thresholds) -> list[Row]:
 
 
 def _severity(reading: Reading, rows: Sequence[Row], limits: Thresholds) -> tuple[str, str]:
+    if not _to_blame(rows):
+        return _innocent(reading, rows, limits)
     if reading.silent:
         severity, because = _forward_severity(reading, rows, limits, "")
         told = "No gradient at all arrives at the first layers."
@@ -81,17 +80,14 @@ def _measured_severity(decay: Profile, rows: Sequence[Row], limits: Thresholds) 
         )
     if decay.exceeds(limits.decay_watch, limits.errors):
         return "watch", f"The gradient shrinks by {told}: slow, not yet fatal."
-    return _mild(rows), f"The gradient does not die on the way ({told}), so this alone is no fault."
+    return "watch", f"The gradient does not die on the way ({told}), so this alone is no fault."
 
 
 def _forward_severity(
     reading: Reading, rows: Sequence[Row], limits: Thresholds, remark: str
 ) -> tuple[str, str]:
     predicted, within = reading.predicted_gradient, reading.within
-    # In trained nets weights and gradients are aligned and the prediction is too dark; where
-    # signals die forward as well it is not.
-    fading = within is not None and within.exceeds(limits.collapse_watch, limits.errors)
-    if predicted is not None and fading and predicted.exceeds(limits.total_decay, limits.errors):
+    if predicted is not None and predicted.exceeds(limits.total_decay, limits.errors):
         return "serious", (
             f"From weights and activations alone the gradient is predicted to shrink by "
             f"{predicted.total:.1f} decades over the hidden layers. {remark}"
@@ -101,19 +97,24 @@ def _forward_severity(
             f"The variance within neurons falls by {within.total:.1f} decades over the depth: "
             f"samples become indistinguishable. {remark}"
         )
-    return _mild(rows), f"No sign that signals die over the depth. {remark}"
+    return "watch", f"No sign that signals die over the depth. {remark}"
 
 
-def _mild(rows: Sequence[Row]) -> str:
-    return "info" if all(_keeps_gradient(op) for op in ops_of(rows)) else "watch"
+def _to_blame(rows: Sequence[Row]) -> bool:
+    """Whether shift can take the gradient here (also where an activation is not known)."""
+    ops = ops_of(rows)
+    return not ops or any(kills_gradient(op) for op in ops)
 
 
-def _keeps_gradient(op: str) -> bool:
-    from shiftscope.theory.activations import gains
-
-    gain = gains(op)
-    second = float(gain.variance) + float(gain.mean) ** 2
-    return float(gain.phi_bw) >= _KEEPS_GRADIENT * second
+def _innocent(reading: Reading, rows: Sequence[Row], limits: Thresholds) -> tuple[str, str]:
+    decay = reading.gradient or reading.predicted_gradient
+    told = (
+        f"Under {ops_of(rows)[0]} shift alone does not take the gradient: what the mean adds to "
+        "the forward pass the slope gives back on the way backward."
+    )
+    if decay is None or not decay.exceeds(limits.decay_watch, limits.errors):
+        return "info", told
+    return "watch", f"{told} The decay by {decay.total:.1f} decades has another cause."
 
 
 def _title(reading: Reading, rows: Sequence[Row], severity: str) -> str:
