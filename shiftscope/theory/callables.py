@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shiftscope.errors import MeasureError, UsageError
-from shiftscope.theory.catalogue import Activation
+from shiftscope.theory.functions import Activation
 from shiftscope.theory.quadrature import ORDER, SPAN
 
 __all__ = ["wrap"]

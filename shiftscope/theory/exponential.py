@@ -14,11 +14,11 @@ import numpy as np
 from scipy import special
 
 from shiftscope.theory.arrays import Array
-from shiftscope.theory.catalogue import Exponential
+from shiftscope.theory.functions import Exponential
 
 __all__ = ["SMALLEST", "moments"]
 
-SMALLEST = 0.02
+SMALLEST = 0.2
 """Below this rate·std the exponential moments cancel; quadrature is right there."""
 
 

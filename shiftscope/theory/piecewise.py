@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from shiftscope.theory.catalogue import PiecewisePolynomial
+from shiftscope.theory.functions import PiecewisePolynomial
 
 __all__ = ["moments"]
 
