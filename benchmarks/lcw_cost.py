@@ -9,7 +9,8 @@ Two measurements, each as the median over interleaved pairs of process CPU times
 * ``step``: a whole training step of a sigmoid network with 50 hidden layers of 256 units, divided
   by the plain network's.
 
-An A/A row tells what the ratios of equal things read on the machine used. The dense basis is the
+An A/A row tells what the ratios of equal things read on the machine used. Beside other work the
+forms read higher: they move memory, the layer they are divided by computes. The dense basis is the
 construction as usually written: an ``m x (m - 1)`` matrix times ``v``.
 
     python benchmarks/lcw_cost.py --out benchmarks/results
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -175,6 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    before = os.getloadavg()[0]
     rows = measure(options.pairs, options.dense_limit)
     now = datetime.now(UTC)
     about = {
@@ -182,11 +185,16 @@ def main() -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load_average_before_and_after": [before, os.getloadavg()[0]],
         "threads": 1,
         "batch": BATCH,
         "clock": "process CPU time, median of interleaved pairs",
     }
     print(table(rows))
+    print(
+        f"load average {before:.1f} before, {os.getloadavg()[0]:.1f} after, {os.cpu_count()} cores"
+    )
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"lcw_cost-{now:%Y-%m-%d}.json"
