@@ -113,6 +113,8 @@ def variance_profile(
 ) -> Axes:
     """Draw the two parts of the variance of z, between neurons and within them, in decades.
 
+    Of what enters the activations where there are any: a normalisation layer may stand before them.
+
     Args:
         source: A snapshot or its site table.
         findings: Findings of variance collapse, whose sites and threshold are marked.
@@ -122,8 +124,10 @@ def variance_profile(
         The axes.
     """
     ax, sites = new_axes(ax), sites_of(source)
-    title(ax, "Variance of z")
-    where = _main_places(sites)
+    where = _places(sites, "activation")
+    entering = bool(np.isfinite(column(sites, "within_var")[where]).any())
+    title(ax, "Variance of z entering activations" if entering else "Variance of z")
+    where = where if entering else _main_places(sites)
     within, between = (decades(column(sites, f"{p}_var"))[where] for p in ("within", "between"))
     if not np.isfinite(within).any() and not np.isfinite(between).any():
         return _empty(ax, sites, "no preactivation was recorded")
@@ -132,7 +136,7 @@ def variance_profile(
     _decades(ax, sites, within, between)
     start = within[np.isfinite(within)]
     if start.size:
-        _relative_thresholds(ax, findings, "collapse", float(start[0]), "below the first")
+        _relative_thresholds(ax, findings, "collapse", float(start[0]), "below the first site")
     _finish(ax, sites, findings, {"variance_collapse", "weight_scale"})
     return ax
 
@@ -142,6 +146,8 @@ def gradient_profile(
     source: Source, findings: Sequence[Finding] = (), ax: Axes | None = None
 ) -> Axes:
     """Draw the variance of the gradient of z along the depth, in decades.
+
+    Thresholds of decay count from the last linear site before the head.
 
     Args:
         source: A snapshot or its site table.
@@ -160,9 +166,10 @@ def gradient_profile(
         return _empty(ax, sites, "no gradient reached these sites (give a loss to measure it)")
     _line(ax, where, logs, "backward", "mean over neurons")
     _decades(ax, sites, logs)
-    end = float(logs[np.isfinite(logs)][-1])
-    _relative_thresholds(ax, findings, "decay", end, "below the last")
-    _relative_thresholds(ax, findings, "growth", end, "above the last", sign=1.0)
+    known = logs[np.isfinite(logs)]
+    hidden = float(known[-2] if len(known) > 1 else known[-1])  # the head is the task's, not hidden
+    _relative_thresholds(ax, findings, "decay", hidden, "below the last hidden layer")
+    _relative_thresholds(ax, findings, "growth", hidden, "above the last hidden layer", sign=1.0)
     _finish(ax, sites, findings, {"vanishing_gradient", "exploding_gradient"})
     return ax
 
@@ -317,7 +324,7 @@ def _relative_thresholds(
     ax: Axes, findings: Sequence[Finding], word: str, start: float, where: str, sign: float = -1.0
 ) -> None:
     for _, value in thresholds_of(findings, word):
-        threshold_line(ax, start + sign * value, f"{value:g} decades {where} site")
+        threshold_line(ax, start + sign * value, f"{value:g} decades {where}")
 
 
 def _finish(ax: Axes, sites: pd.DataFrame, findings: Sequence[Finding], causes: set[str]) -> None:

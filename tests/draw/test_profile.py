@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from draw_cases import blames, make, with_frames
+from draw_cases import Blame, blames, make, with_frames
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -67,12 +67,23 @@ def test_thresholds_are_dashed_lines_at_their_value() -> None:
     assert drawn.get_linestyle() == "--"
 
 
-def test_a_relative_threshold_stands_below_the_last_site() -> None:
+def test_a_relative_threshold_stands_below_the_last_hidden_layer() -> None:
     snapshot = make(8)
     ax = ss.draw.gradient_profile(snapshot, blames(snapshot))
-    drawn = line(ax, "3.3 decades below the last site")
-    assert drawn.get_ydata()[0] == pytest.approx(-3.3)
-    assert ax.get_ylim()[0] < -3.3
+    drawn = line(ax, "3.3 decades below the last hidden layer")
+    assert drawn.get_ydata()[0] == pytest.approx(-0.8 - 3.3)
+    assert ax.get_ylim()[0] < -0.8 - 3.3
+
+
+def test_a_threshold_of_collapse_stands_below_the_first_activation() -> None:
+    snapshot = make(4)
+    snapshot.sites["within_var"] = 10.0 ** -np.arange(8)
+    found = Blame("variance_collapse", "serious", ("net.7:sigmoid",), ("collapse", 3.3))
+    ax = ss.draw.variance_profile(snapshot, [found])
+    np.testing.assert_allclose(line(ax, "within a neuron (mean)").get_ydata(), [-1, -3, -5, -7])
+    drawn = line(ax, "3.3 decades below the first site")
+    assert drawn.get_ydata()[0] == pytest.approx(-1 - 3.3)
+    assert "entering activations" in ax.get_title(loc="left")
 
 
 def test_sites_of_findings_are_marked_by_color_and_shape() -> None:
