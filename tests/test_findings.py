@@ -325,6 +325,22 @@ def test_untouched_weights_are_a_remark_until_something_blocks_learning() -> Non
     assert findings["not_learning"].severity == "info"
 
 
+def test_trained_weights_at_chance_point_at_the_data() -> None:
+    x, y = data(width=64)
+    fresh, trained = (mlp([64, 64, 64, 10], nn.ReLU) for _ in range(2))
+    with torch.no_grad():
+        for layer in linears(fresh):
+            nn.init.kaiming_normal_(layer.weight)
+        trained[0].weight *= torch.linspace(0.5, 2, 64)[:, None]
+    told = {f.cause: f for f in diagnose(measure(trained, x, y, accuracy=0.1))}
+    assert told["not_learning"].severity == "watch"
+    assert "inputs" in told["not_learning"].advice
+    assert told["not_learning"].follows_from == ""
+    for model, accuracy in ((fresh, 0.1), (trained, 0.9)):
+        causes = {f.cause for f in diagnose(measure(model, x, y, accuracy=accuracy))}
+        assert "not_learning" not in causes
+
+
 def test_one_trained_layer_is_enough_to_count_as_touched() -> None:
     model = mlp([64, 64, 64, 10], nn.ReLU)
     with torch.no_grad():

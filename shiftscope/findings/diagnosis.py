@@ -106,6 +106,8 @@ def _explains(origin: Finding, finding: Finding) -> bool:
     """Whether the origin is a fault itself, and as bad as the effect (or serious at least)."""
     level = severity_rank(origin.severity)
     needed = min(severity_rank(finding.severity), severity_rank("serious"))
+    if finding.cause == "not_learning":
+        needed = severity_rank("serious")
     return level >= max(needed, severity_rank("watch"))
 
 

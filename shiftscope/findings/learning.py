@@ -35,7 +35,8 @@ def not_learning(
     """Find a network whose weights look untouched since a uniform ±1/sqrt(fan_in) initialisation.
 
     Alone it is a remark, since every network begins like that. Together with an accuracy or a
-    loss at chance and a cause that blocks learning it says that training did nothing.
+    loss at chance and a cause that blocks learning it says that training did nothing. Weights
+    that are trained while the accuracy is chance point at the data instead.
 
     Args:
         reading: The snapshot.
@@ -48,7 +49,7 @@ def not_learning(
     judged = [(row, spread) for row in reading.linear if (spread := _spread(reading, row))]
     fresh = [(row, spread) for row, spread in judged if spread.untouched(thresholds)]
     if not judged or len(fresh) < len(judged):
-        return None
+        return _trained_in_vain(reading, [spread for _, spread in judged], thresholds)
     blocked = any(severity_rank(item.severity) >= severity_rank("serious") for item in others)
     chance = _chance(reading)
     widest = max(fresh, key=lambda pair: pair[0]["neurons"])
@@ -75,11 +76,41 @@ def not_learning(
     )
 
 
+def _trained_in_vain(
+    reading: Reading, spreads: Sequence[_Spread], thresholds: Thresholds
+) -> Finding | None:
+    """Accuracy at chance with weights whose row norms no random draw would give."""
+    chance = _chance(reading)
+    widest = max(spreads, key=lambda spread: spread.relative, default=None)
+    if widest is None or "accuracy" not in chance:
+        return None
+    if widest.relative < thresholds.trained_spread:
+        return None
+    return Finding(
+        cause="not_learning",
+        severity="watch",
+        title=f"The accuracy of {chance['accuracy'].value:.1%} is chance on trained weights",
+        sites=(),
+        evidence={"relative_norm_spread": Evidence(widest.relative), **chance},
+        threshold=("trained_spread", thresholds.trained_spread),
+        source=thresholds.source("trained_spread"),
+        explanation=(
+            "The row norms of at least one layer differ far more than those of a random draw, so "
+            "training has moved them; yet on these data the network guesses."
+        ),
+        advice=(
+            "Compare the statistics of the inputs with the normalisation used in training, and the "
+            "order of the classes with the labels."
+        ),
+    )
+
+
 @dataclass(frozen=True)
 class _Spread:
     """Squared row norms of one site against those of a uniform initialisation."""
 
     ratio: float
+    relative: float
     mean: float
     neurons: int
     fan_in: int
@@ -117,6 +148,7 @@ def _spread(reading: Reading, row: Row) -> _Spread | None:
     known_bias = bias[np.isfinite(bias)]
     return _Spread(
         ratio=initial_spread(norms**2, fan_in),
+        relative=float(np.var(norms**2) / np.mean(norms**2) ** 2 * fan_in / 2),
         mean=float(np.mean(norms**2)),
         neurons=len(norms),
         fan_in=fan_in,

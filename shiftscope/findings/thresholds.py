@@ -46,6 +46,7 @@ class Thresholds:
         dead_bound: Largest P(active) that the rows may leave open for a serious verdict.
         resolution: Share of neurons whose variance is lost in rounding.
         initial_spread: Spread of the squared row norms over that of a uniform initialisation.
+        trained_spread: Relative spread of the squared row norms over that of a random draw.
         lcw_index: Share of the shift that zero-sum weights must be able to remove to be advised.
         backward_excess: Ratio phi_bw/phi_fw from which zero-sum weights alone harm at depth.
         errors: Standard errors by which a number must exceed its threshold.
@@ -68,6 +69,9 @@ class Thresholds:
     resolution: float = _value(0.1, _OWN + "a tenth of the neurons of a site")
     initial_spread: float = _value(
         2.0, "variance of ||w||^2 for w uniform in ±1/sqrt(m) is 4/(45 m); ratio 1 when untouched"
+    )
+    trained_spread: float = _value(
+        10.0, "variance of ||w||^2 for Gaussian rows is 2/m of its squared mean; ratio 1 at random"
     )
     lcw_index: float = _value(0.5, "Kutsuna 2019, Proposition 2: cos^2 of the angle of mu to 1")
     backward_excess: float = _value(
