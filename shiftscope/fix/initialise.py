@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.capture.visits import walk
-from shiftscope.errors import MeasureError, UsageError
+from shiftscope.errors import UsageError
 from shiftscope.fix.attach import method_of, scale_
 from shiftscope.fix.choose import Sites, choose
+from shiftscope.fix.factors import bias_of, neuron_factors, pooled_factor, refuse_dead
 from shiftscope.fix.means import neuron_rows
 from shiftscope.fix.unroll import LINEAR_MAPS, Unroll
 
@@ -90,7 +91,7 @@ def rescale_(
         raise UsageError(
             f"expected target > 0 and ddof >= 0, got {target} and {ddof}", "Use 1.0 and 0."
         )
-    measure = _neuron_factors if per_neuron else _pooled_factor
+    measure = neuron_factors if per_neuron else pooled_factor
 
     def treat(path: str, layer: nn.Module, x: Tensor, z: Tensor) -> Rescaled:
         factor, std = measure(path, layer, z, ddof, target)
@@ -139,7 +140,7 @@ def lsuv_(
         before = rows.std(correction=0)
         for _ in range(max_trials):
             std = rows.std(correction=0)
-            _refuse_dead(path, std, rows, z.dtype)
+            refuse_dead(path, std, rows, z.dtype)
             if abs(float(std.square()) - 1) < tolerance:
                 break
             scale_(layer, 1 / std)
@@ -177,8 +178,8 @@ def standardize_(
     """
 
     def treat(path: str, layer: nn.Module, x: Tensor, z: Tensor) -> Rescaled:
-        rows = neuron_rows(layer, z) - _bias(layer, z)
-        factor, std = _neuron_factors(path, layer, z, 0, 1.0)
+        rows = neuron_rows(layer, z) - bias_of(layer, z)
+        factor, std = neuron_factors(path, layer, z, 0, 1.0)
         scale_(layer, factor)
         _set_bias_(path, layer, -rows.mean(0) * factor)
         return Rescaled(path, factor, std, len(rows))
@@ -214,7 +215,7 @@ def absorb_bias_(model: nn.Module, batch: Any, *, sites: Sites = "*") -> list[Re
 
     def treat(path: str, layer: nn.Module, x: Tensor, z: Tensor) -> Rescaled:
         rows = neuron_rows(layer, z)
-        _set_bias_(path, layer, _bias(layer, z) - rows.mean(0))
+        _set_bias_(path, layer, bias_of(layer, z) - rows.mean(0))
         return Rescaled(path, torch.ones(()), rows.std(correction=0), len(rows))
 
     return _treat_all(model, batch, sites, treat)
@@ -260,83 +261,6 @@ def _left(path: str, layer: nn.Module) -> Rescaled:
         else f"{type(layer).__name__} is neither nn.Linear nor a convolution"
     )
     return Rescaled(path, torch.ones(()), torch.tensor(math.nan), 0, reason)
-
-
-def _pooled_factor(
-    path: str, layer: nn.Module, z: Tensor, ddof: int, target: float
-) -> tuple[Tensor, Tensor]:
-    """Solve ``Var(c·s + b) = target²`` for the factor ``c`` of the part without bias."""
-    rows, dtype = neuron_rows(layer, z), z.dtype
-    bias = _bias(layer, z).expand(rows.shape[1])
-    inner = rows - bias
-    _refuse_zero_rows(path, layer)
-    count = _count(path, rows.numel(), ddof)
-    centred, offsets = inner - inner.mean(), bias - bias.mean()
-    a = centred.square().sum() / count
-    b = (centred.sum(0) * offsets).sum() / count
-    c = offsets.square().sum() * len(rows) / count
-    _refuse_dead(path, a.sqrt(), inner, dtype)
-    root = b * b - a * (c - target**2)
-    factor = (root.clamp_min(0).sqrt() - b) / a
-    if root < 0 or factor <= 0:
-        raise UsageError(
-            f"the biases of {path or 'the model'} alone spread by {float(c.sqrt()):.3g}, "
-            f"the target is {target}",
-            "Set them to zero before rescaling.",
-        )
-    return factor, (a + 2 * b + c).sqrt()
-
-
-def _neuron_factors(
-    path: str, layer: nn.Module, z: Tensor, ddof: int, target: float
-) -> tuple[Tensor, Tensor]:
-    rows, dtype = neuron_rows(layer, z), z.dtype
-    _count(path, len(rows), ddof)
-    std = rows.std(0, correction=ddof)
-    _refuse_dead(path, std, rows, dtype)
-    return target / std, std
-
-
-def _count(path: str, values: int, ddof: int) -> int:
-    if values - ddof < 1:
-        raise MeasureError(
-            f"{values} value(s) at {path or 'the model'} give no variance with ddof={ddof}",
-            "Use a larger batch.",
-        )
-    return values - ddof
-
-
-def _refuse_dead(path: str, std: Tensor, rows: Tensor, dtype: torch.dtype) -> None:
-    """Refuse what does not vary beyond the rounding of its dtype, or is not finite."""
-    largest = rows.abs().amax(0) if std.ndim else rows.abs().amax()
-    alive = std.isfinite() & (std > torch.finfo(dtype).eps * largest)
-    if not bool(alive.all()):
-        _raise_dead(path, (~alive).nonzero().flatten().tolist() if std.ndim else None)
-
-
-def _refuse_zero_rows(path: str, layer: Any) -> None:
-    rows = Unroll.of(layer).rows(layer.weight.detach())
-    dead = (rows == 0).all(1)
-    if bool(dead.any()):
-        _raise_dead(path, dead.nonzero().flatten().tolist())
-
-
-def _raise_dead(path: str, neurons: list[int] | None) -> None:
-    where = path or "the model"
-    names = [f"{where}[{i}]" for i in (neurons or [])[:8]]
-    more = len(neurons or []) - len(names)
-    what = ", ".join(names) + (f" and {more} more" if more else "") if names else where
-    raise MeasureError(
-        f"no spread to rescale: {what} did not vary over the batch, or is not finite",
-        "Re-draw these weights, leave the layer out (sites=…), or use a larger batch.",
-    )
-
-
-def _bias(layer: Any, like: Tensor) -> Tensor:
-    if layer.bias is None:
-        return torch.zeros(1, dtype=torch.float64, device=like.device)
-    bias: Tensor = layer.bias.detach().double()
-    return bias
 
 
 @torch.no_grad()
