@@ -61,6 +61,7 @@ _HOMES = {
     "perturbation": "hyperspherical",
     "poincare_bounds": "activations",
     "predict_profile": "depth_profile",
+    "premise_table": "premises",
     "profile_for_sites": "site_profile",
     "quadratic_fit": "quadratic",
     "rule_of_three": "dying",
