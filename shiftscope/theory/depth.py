@@ -18,15 +18,13 @@ the zero-sum map keeps its digits where E f² is far larger than V f.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from shiftscope.errors import UsageError
-from shiftscope.theory.catalogue import Activation
+from shiftscope.theory.functions import Activation, Function
 from shiftscope.theory.pairs import mean_of, pair_mean, panels_for, resolve
 
 __all__ = [
@@ -36,9 +34,6 @@ __all__ = [
     "depth_map",
     "fixed_point",
 ]
-
-Array = npt.NDArray[np.float64]
-Function = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)

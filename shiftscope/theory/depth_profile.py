@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from shiftscope.errors import UsageError
+from shiftscope.theory.arrays import Array
 from shiftscope.theory.depth import depth_map
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "trainable_depth",
 ]
 
-Array = npt.NDArray[np.float64]
 
 TRAINABLE_DECADES = 3.3
 """Decades of gradient variance lost over all layers beyond which nothing trained: the largest

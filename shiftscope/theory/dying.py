@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shiftscope.errors import DataError, UsageError
+from shiftscope.theory.arrays import Array, float64
 
 __all__ = [
     "Activity",
@@ -31,8 +32,6 @@ __all__ = [
     "share_bounds",
     "shift_dead_probability",
 ]
-
-Array = npt.NDArray[np.float64]
 
 
 def layer_dead_probability(widths: Sequence[int]) -> float:
@@ -269,7 +268,7 @@ def activity(preactivations: npt.ArrayLike, confidence: float = 0.95) -> Activit
         UsageError: No matrix, no samples, or a confidence outside (0, 1).
         DataError: Values that are NaN.
     """
-    z = np.asarray(preactivations)
+    z = float64(preactivations)
     if z.ndim != 2 or not z.size:
         raise UsageError(
             f"expected preactivations [samples, units], got shape {z.shape}",

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shiftscope.errors import DataError, UsageError
+from shiftscope.theory.arrays import Array, float64
 from shiftscope.theory.gram_rows import (
     angles_of,
     correlations,
@@ -42,8 +43,6 @@ __all__ = [
     "hermite_gershgorin",
     "layer_g_matrix",
 ]
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -151,10 +150,10 @@ def layer_g_matrix(
         )
     z = samples @ weights.T
     if bias is not None:
-        z += np.asarray(bias, dtype=np.float64)
+        z += float64(bias)
     slopes = resolve(activation, std=max(float(np.abs(z).max()), 1.0) / 10.0).derivative(z)
     if factors is not None:
-        slopes = slopes * np.asarray(factors, dtype=np.float64)
+        slopes = slopes * float64(factors)
     allowed = project(samples, without)
     values = np.empty((len(samples), len(samples)))
     for part in parts(len(samples)):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shiftscope.errors import DataError, UsageError
+from shiftscope.theory.arrays import Array, float64
 
 __all__ = [
     "angles_of",
@@ -21,7 +22,6 @@ __all__ = [
     "unit_rows",
 ]
 
-Array = npt.NDArray[np.float64]
 
 _BLOCK = 1 << 16
 """Entries of an [n, n] matrix worked on at once: what stays in a core's cache."""
@@ -68,9 +68,7 @@ def samples_of(x: npt.ArrayLike) -> Array:
         UsageError: It is no matrix, or empty.
         DataError: It has values that are not finite.
     """
-    if hasattr(x, "detach"):
-        x = x.detach().cpu().double().numpy()
-    rows = np.asarray(x, dtype=np.float64)
+    rows = float64(x)
     if rows.ndim != 2 or not rows.size:
         raise UsageError(
             f"expected a matrix with one sample or unit per row, got shape {rows.shape}",
@@ -124,9 +122,7 @@ def directions(without: npt.ArrayLike | str, inputs: int) -> Array:
                 "Pass the mean input, or 'ones'.",
             )
         without = np.ones(inputs)
-    if hasattr(without, "detach"):
-        without = without.detach().cpu().double().numpy()
-    vectors = np.atleast_2d(np.asarray(without, dtype=np.float64))
+    vectors = np.atleast_2d(float64(without))
     if not vectors.size:
         return np.empty((0, inputs))
     if vectors.shape[1] != inputs:

@@ -16,11 +16,11 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from shiftscope.theory.arrays import Array
 from shiftscope.theory.pairs import gauss_rule
 
 __all__ = ["hermite_coefficients", "square_means"]
 
-Array = npt.NDArray[np.float64]
 
 _SPAN = 13.0
 """Half-width of the integrals: h_k exp(-x²/2) falls like exp(-x²/4) before its turning point."""

@@ -6,16 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from shiftscope.errors import DataError, UsageError
+from shiftscope.theory.arrays import Array
 from shiftscope.theory.gram import GMatrix
 
 __all__ = ["jacobian_g_matrix"]
-
-Array = npt.NDArray[np.float64]
 
 
 def jacobian_g_matrix(

@@ -10,21 +10,19 @@ that scale. No panel straddles a kink, so the error is that of rounding for all 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from shiftscope.errors import UsageError
-from shiftscope.theory.catalogue import Activation
+from shiftscope.theory.arrays import Array
+from shiftscope.theory.functions import Activation, Function
 
 __all__ = ["gauss_rule", "mean_of", "pair_mean", "panels_for", "resolve"]
 
-Array = npt.NDArray[np.float64]
-Function = Callable[[Array], Array]
 
 _SPAN = 10.0
 """Half-width of the integrals in standard deviations; the mass outside is 1.5e-23."""

@@ -26,11 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from shiftscope.errors import UsageError
+from shiftscope.theory.arrays import Array, float64
 from shiftscope.theory.depth import depth_map
 
 __all__ = ["SiteProfile", "profile_for_sites"]
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _accumulate(gains: Array) -> Array:
 
 
 def _column(name: str, values: npt.ArrayLike | None, layers: int) -> Array:
-    column = np.full(layers, math.nan) if values is None else np.asarray(values, dtype=np.float64)
+    column = np.full(layers, math.nan) if values is None else float64(values)
     if column.shape != (layers,):
         raise UsageError(
             f"{name} has shape {column.shape}, but there are {layers} activations",

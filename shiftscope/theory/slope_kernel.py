@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from shiftscope.theory.catalogue import Activation
+from shiftscope.theory.arrays import Array
+from shiftscope.theory.functions import Activation
 from shiftscope.theory.hermite import hermite_coefficients, square_means
 from shiftscope.theory.pairs import pair_mean, panels_for
 
 __all__ = ["SlopeKernel", "slope_kernel"]
 
-Array = npt.NDArray[np.float64]
 
 _TERMS = 192
 """Hermite terms tried before a series counts as not convergent."""

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shiftscope.errors import DataError, UsageError
+from shiftscope.theory.arrays import Array
 
 __all__ = ["Spectrum", "exceeds", "spectrum"]
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from support import golden
 
 from shiftscope.errors import DataError, UsageError
-from shiftscope.theory.catalogue import Activation
+from shiftscope.theory.functions import Activation
 from shiftscope.theory.gram import (
     activation_scale,
     g_matrix,
@@ -179,7 +179,7 @@ def test_finite_matrix_is_the_gram_matrix_of_autograd_gradients() -> None:
             rows.append(torch.cat([g.flatten() for g in grads]))
         wanted = torch.stack(rows) @ torch.stack(rows).T / 7
         got = layer_g_matrix(
-            x, layer.weight, activation, layer.bias.detach(), factors=head, train_bias=train_bias
+            x, layer.weight, activation, layer.bias, factors=head, train_bias=train_bias
         )
         np.testing.assert_allclose(got.values, wanted.numpy(), atol=1e-13)
         assert got.parameters == sum(p.numel() for p in parameters)
