@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import shiftscope as ss
 from shiftscope.findings import CAUSES, Evidence, Finding, Thresholds, diagnose, verdict
+from shiftscope.findings.finding import percent
 from shiftscope.findings.learning import initial_spread
 from shiftscope.findings.profile import fit_profile
 from shiftscope.findings.reading import Reading, share_error
@@ -405,6 +406,22 @@ def test_findings_are_sorted_and_told_once_per_cause() -> None:
     ranks = [finding.rank for finding in findings]
     assert ranks == sorted(ranks)
     assert len({f.cause for f in findings}) == len(findings)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.5, "50 %"),
+        (0.985, "98 %"),
+        (0.9987, "99 %"),
+        (0.9997, "99.9 %"),
+        (0.99998, "99.99 %"),
+        (0.99999999, "over 99.9999 %"),
+        (1.0, "100 %"),
+    ],
+)
+def test_shares_near_one_keep_their_nines(share: float, text: str) -> None:
+    assert percent(share) == text
 
 
 @pytest.mark.parametrize(

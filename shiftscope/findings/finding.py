@@ -27,6 +27,7 @@ CAUSES = (
 )
 """Identifiers of causes; of two findings of one severity the earlier cause is told first."""
 
+_NINES = 6
 _EXACT = 1e-9
 """Errors below this are not written out."""
 
@@ -142,11 +143,13 @@ def _known(value: float | None) -> bool:
 
 
 def percent(share: float) -> str:
-    """A share in per cent with enough nines: 50 %, 99.9 %, 99.9987 %."""
+    """A share in per cent with enough nines: 50 %, 99.9 %, 99.99 %, over 99.9999 %."""
     if not 0.99 < share < 1:
         return f"{100 * share:.0f} %"
     nines = math.floor(-math.log10(1 - share))
-    return f"{100 * share:.{min(nines, 12)}f} %"
+    if nines >= _NINES:
+        return f"over {100 - 10.0 ** (2 - _NINES):.{_NINES - 2}f} %"
+    return f"{math.floor(share * 10**nines) / 10 ** (nines - 2):.{nines - 2}f} %"
 
 
 def _with_error(value: Any, error: float | None) -> str:

@@ -43,6 +43,12 @@
     return String(Number(value.toPrecision(4)));
   }
 
+  function shorten(name) {
+    if (name.length <= data.nameLength) return name;
+    const tail = Math.floor(((data.nameLength - 1) * 3) / 5);
+    return `${name.slice(0, data.nameLength - 1 - tail)}…${name.slice(-tail)}`;
+  }
+
   function chosenRows() {
     const terms = state.q.toLowerCase().split(/\s+/).filter(Boolean);
     const named = state.f && data.findings[state.f] ? new Set(data.findings[state.f]) : null;
@@ -81,7 +87,8 @@
       td.scope = "row";
       const link = document.createElement("a");
       link.href = `#row-${row[at.order]}`;
-      link.textContent = value;
+      link.textContent = shorten(value) || "(model)";
+      if (link.textContent !== value) link.title = value;
       td.append(link);
     } else if (key === "finding") {
       const word = document.createElement("span");
@@ -165,7 +172,7 @@
     if (!row) return;
     const streams = data.strips[state.site] ?? {};
     if (!(state.stream in streams)) state.stream = Object.keys(streams)[0] ?? "z";
-    $("neurons-title").textContent = `Neurons of ${cell(row, "site")}`;
+    $("neurons-title").textContent = `Neurons of ${cell(row, "site") || "(model)"}`;
     $("stream").replaceChildren(...Object.keys(streams).map((name) => new Option(name, name)));
     $("stream").value = state.stream;
     for (const key of ["ord", "win"]) $(key).value = state[key];

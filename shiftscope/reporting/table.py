@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shiftscope.findings import Finding
 from shiftscope.reporting.ranking import blame, ranked
-from shiftscope.reporting.words import number, printable
+from shiftscope.reporting.words import number, printable, shorten
 from shiftscope.site_table import SITE_COLUMNS
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ __all__ = ["FIRST_ROWS", "Column", "SiteTable"]
 
 FIRST_ROWS = 200
 """Rows written as HTML; the rest is drawn from the data on demand."""
+
+NAME_LENGTH = 72
+"""Characters of a site name in the table; the middle of longer ones is left out."""
 
 _DIGITS = 5
 
@@ -80,7 +83,8 @@ class SiteTable:
                 "order": row["order"],
                 "severity": row["finding"],
                 "share": row["shift_share"] if _known(row["shift_share"]) else None,
-                "cells": [(column.key, _text(row[column.key])) for column in COLUMNS],
+                "name": printable(row["site"]),
+                "cells": [(column.key, _cell(row, column.key)) for column in COLUMNS],
             }
             for row in self.rows[:FIRST_ROWS]
         ]
@@ -90,6 +94,7 @@ class SiteTable:
         keys = [key for key in _KEYS if any(_present(row[key]) for row in self.rows)]
         return {
             "keys": keys,
+            "nameLength": NAME_LENGTH,
             "rows": [[_compact(row[key]) for key in keys] for row in self.rows],
         }
 
@@ -107,7 +112,10 @@ def _row(row: Mapping[Any, Any], severity: str) -> dict[str, Any]:
     return {str(key): cell for key, cell in row.items()} | extra
 
 
-def _text(value: Any) -> str:
+def _cell(row: Mapping[str, Any], key: str) -> str:
+    value = row[key]
+    if key == "site":
+        return shorten(printable(value), NAME_LENGTH) or "(model)"
     return "" if value == "" else number(value)
 
 
