@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from shiftscope.draw.decades import decade_axis, decade_text, decades, value_axis
+from shiftscope.draw.decades import decade_axis, decade_text, decades, value_axis, value_text
 from shiftscope.draw.names import display_name, thinned
 from shiftscope.draw.palette import COLORS
 from shiftscope.draw.style import (
@@ -25,7 +27,7 @@ from shiftscope.snapshot import Snapshot
 __all__ = ["activation_gains", "predicted_against_measured", "predicted_shift"]
 
 _POINTS = 6000
-_FLAT = 0.01
+_FLAT = 1e-6
 
 
 @drawing()
@@ -70,22 +72,21 @@ def predicted_shift(source: Source, site: str | None = None, ax: Axes | None = N
     frame = neurons_of(source, site)
     heading = "Shift at all linear sites" if site is None else f"Shift at {display_name(site, 18)}"
     title(ax, heading)
-    predicted, measured, scale = _shifts(frame)
-    known = np.isfinite(predicted) & np.isfinite(measured) & (scale > 0)
+    predicted, measured, scale = _shifts(frame, _mean_norms(source))
+    known = np.isfinite(predicted) & np.isfinite(measured)
+    known &= np.isfinite(scale) if site is None else True
     if not known.any():
         not_measured(ax, "no mean input was measured for these weights")
         return ax
     predicted, measured, scale = predicted[known], measured[known], scale[known]
-    worst = float(np.max(np.abs(measured - predicted) / scale))
+    told = _largest_difference(predicted, measured, scale)
     if site is None:
         predicted, measured = predicted / scale, measured / scale
     _scatter(ax, predicted, measured, "shift")
     _identity(ax, *span(predicted, measured, least=1e-30 if site else 0.02))
     # Words inside the panel could hide the very points they speak of.
-    off = decade_text(float(decades(worst))) if worst else "0"
-    told = f"{known.sum()} neurons, largest difference\n{off} ‖w‖‖E(a)‖"
     unit = "" if site else " / ‖w‖‖E(a)‖"
-    ax.set_xlabel(f"predicted w·E(a){unit}\n{told}")
+    ax.set_xlabel(f"predicted w·E(a){unit}\n{len(predicted)} neurons, {told}")
     ax.set_ylabel("measured E(z) − b" if site else f"measured (E(z) − b){unit}")
     return ax
 
@@ -129,20 +130,31 @@ def activation_gains(source: Source, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _shifts(frame: pd.DataFrame) -> tuple[Array, Array, Array]:
+def _mean_norms(source: Source) -> dict[str, float]:
+    """Norms of the mean input by site, where the source knows them."""
+    if not isinstance(source, Snapshot):
+        return {}
+    return dict(zip(source.sites["site"], column(source.sites, "mu_norm"), strict=True))
+
+
+def _shifts(frame: pd.DataFrame, norms: Mapping[str, float]) -> tuple[Array, Array, Array]:
+    """Predicted and measured shifts, and ||w|| ||E(a)|| of each neuron (NaN where unknown)."""
     predicted, bias = column(frame, "shift_predicted"), column(frame, "bias")
     measured = column(frame, "z_mean") - np.nan_to_num(bias)
-    cosine = np.cos(column(frame, "theta_mean"))
+    cosine, weight = np.cos(column(frame, "theta_mean")), column(frame, "weight_norm")
     scale = np.full(len(frame), np.nan)
     np.divide(predicted, cosine, out=scale, where=np.abs(cosine) > _FLAT)
-    return predicted, measured, _filled(scale, column(frame, "weight_norm"), frame)
+    # A neuron at a right angle does not tell the norm of its mean input; its site does.
+    of_site = frame["site"].map(norms).to_numpy(dtype=np.float64) if norms else np.nan
+    scale = np.where(np.isfinite(scale), scale, weight * of_site)
+    return predicted, measured, np.where(scale > 0, scale, np.nan)
 
 
-def _filled(scale: Array, norm: Array, frame: pd.DataFrame) -> Array:
-    # A neuron at a right angle does not tell the norm of the mean input; its site's others do.
-    length = pd.Series(np.where(norm > 0, scale / np.where(norm > 0, norm, 1.0), np.nan))
-    typical = length.groupby(frame["site"].to_numpy()).transform("median").to_numpy()
-    return np.where(np.isfinite(scale), scale, norm * typical)
+def _largest_difference(predicted: Array, measured: Array, scale: Array) -> str:
+    off = np.abs(measured - predicted)
+    relative = np.isfinite(scale).all()
+    worst = float(np.max(off / scale if relative else off))
+    return f"largest difference\n{value_text(worst)}{' ‖w‖‖E(a)‖' if relative else ''}"
 
 
 def _scatter(

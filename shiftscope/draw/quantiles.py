@@ -59,12 +59,16 @@ def _boxes(ax: Axes, places: Array, table: Array, color: str) -> None:
 
 
 def _bands(ax: Axes, places: Array, table: Array, color: str) -> None:
+    # Steps as wide as their place: a measured one between two gaps is still seen.
+    middles = (places[1:] + places[:-1]) / 2
+    edges = np.concatenate([[places[0] - 0.5], middles, [places[-1] + 0.5]])
     for (low, high), alpha in (((0, 4), 0.22), ((1, 3), 0.42)):
-        ax.fill_between(
-            *(places, table[low], table[high]),
-            step="mid",
+        ax.stairs(
+            *(table[high], edges),
+            baseline=table[low],
+            fill=True,
             facecolor=color,
             alpha=alpha,
             linewidth=0,
         )
-    ax.plot(places, table[2], color=color, linewidth=1.1, drawstyle="steps-mid")
+    ax.stairs(table[2], edges, baseline=None, color=color, linewidth=1.1)

@@ -59,6 +59,9 @@ _LEVEL = 70
 _HUGE = 1e300
 """Where an axis ends: matplotlib cannot take the difference of larger limits."""
 
+_LETTERS = 12
+"""Letters of a remark in an inch."""
+
 _EMPTY = "not-measured"
 
 _RC: dict[str, Any] = {
@@ -164,7 +167,8 @@ def not_measured(ax: Axes, reason: str) -> None:
     for spine in ax.spines.values():
         spine.set_visible(True)
         spine.set_linestyle((0, (4, 4)))
-    text = "\n".join(textwrap.wrap(f"Not measured: {reason}", 76))
+    room = ax.get_position().width * ax.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
+    text = "\n".join(textwrap.wrap(f"Not measured: {reason}", max(int(room * _LETTERS), 12)))
     ax.text(
         *(0.5, 0.5, text),
         transform=ax.transAxes,
@@ -172,6 +176,7 @@ def not_measured(ax: Axes, reason: str) -> None:
         va="center",
         color=QUIET,
         gid=_EMPTY,
+        in_layout=False,
     )
 
 

@@ -49,11 +49,12 @@ def neurons_of(source: Source, site: str | None = None) -> pd.DataFrame:
 
 
 def column(frame: pd.DataFrame, name: str) -> Array:
-    """A numeric column as float64; all NaN where the frame has none of that name."""
+    """A numeric column as float64; NaN where it is missing or infinite, which no axis can show."""
     if name not in frame.columns:
         return np.full(len(frame), np.nan)
     values = pd.to_numeric(frame[name], errors="coerce")
-    return np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
+    numbers = np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
+    return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
 def quantiles_of(frame: pd.DataFrame, stream: str) -> Array:

@@ -56,22 +56,28 @@ def test_the_first_neurons_only() -> None:
 def test_many_neurons_are_bands_of_the_same_quantiles() -> None:
     snapshot = make(2, MANY + 1)
     ax = ss.draw.neuron_boxes(snapshot, "net.1:sigmoid")
-    assert len(ax.patches) == 0
-    assert len(ax.collections) == 2
-    (median,) = ax.lines
     frame = snapshot.neurons.query("site == 'net.1:sigmoid'").sort_values("a_q50")
-    np.testing.assert_allclose(median.get_ydata(), frame["a_q50"])
-    for band, (low, high) in zip(
-        ax.collections, (("a_q01", "a_q99"), ("a_q25", "a_q75")), strict=True
-    ):
-        corners = band.get_paths()[0].vertices[:, 1]
-        assert corners.min() == pytest.approx(frame[low].min())
-        assert corners.max() == pytest.approx(frame[high].max())
+    outer, inner, median = (patch.get_data() for patch in ax.patches)
+    np.testing.assert_allclose(outer.values, frame["a_q99"])
+    np.testing.assert_allclose(outer.baseline, frame["a_q01"])
+    np.testing.assert_allclose(inner.values, frame["a_q75"])
+    np.testing.assert_allclose(inner.baseline, frame["a_q25"])
+    np.testing.assert_allclose(median.values, frame["a_q50"])
+    np.testing.assert_allclose(median.edges, np.arange(MANY + 2) - 0.5)
+
+
+def test_a_measured_layer_between_gaps_is_still_drawn() -> None:
+    table = np.full((5, 100), np.nan)
+    table[:, 50] = NORMAL
+    ax = ss.draw.boxes_by_layer([str(k) for k in range(100)], table)
+    for patch in ax.patches:
+        corners = patch.get_path().vertices
+        assert np.ptp(corners[np.isfinite(corners).all(axis=1), 0]) == 1.0
 
 
 def test_fifty_thousand_neurons_are_thinned_and_say_so() -> None:
     ax = ss.draw.neuron_boxes(make(1, 50_000), "net.1:sigmoid")
-    assert len(ax.lines[0].get_xdata()) == 1000
+    assert len(ax.patches[0].get_data().values) == 1000
     assert "1000 evenly chosen" in ax.get_xlabel()
 
 
@@ -104,12 +110,10 @@ def test_one_place_a_layer(layers: int) -> None:
     figure = ss.draw.layer_boxes(make(layers, 8))
     top, bottom = figure.axes
     for ax in (top, bottom):
-        drawn = len(ax.patches) if layers <= MANY else len(ax.lines[0].get_xdata())
+        drawn = len(ax.patches) if layers <= MANY else len(ax.patches[0].get_data().values)
         assert drawn == layers
-    assert [to_hex(ax.lines[-1].get_color()).upper() for ax in (top, bottom)] == [
-        ss.draw.COLORS["forward"],
-        ss.draw.COLORS["backward"],
-    ]
+    colors = [to_hex(ax.patches[-1].get_edgecolor()).upper() for ax in (top, bottom)]
+    assert colors == [ss.draw.COLORS["forward"], ss.draw.COLORS["backward"]]
 
 
 def test_gradient_boxes_are_quantiles_over_neurons_of_the_log() -> None:

@@ -33,7 +33,7 @@ def test_signed_scales_are_symmetric_and_the_one_of_z_is_shared() -> None:
 def test_a_matrix_of_nan_is_no_picture() -> None:
     pictures = {"a": {"W": np.full((2, 2), np.nan), "A": np.ones((2, 3))}}
     figure = ss.draw.stripes(pictures)
-    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    texts = [" ".join(text.get_text().split()) for ax in figure.axes for text in ax.texts]
     assert sum("no finite crop" in text for text in texts) == 2
 
 
@@ -116,6 +116,28 @@ def test_all_sites_are_drawn_as_cosines() -> None:
     points = ss.draw.predicted_shift(snapshot).lines[0]
     cosine = np.cos(snapshot.neurons["theta_mean"].dropna())
     np.testing.assert_allclose(points.get_xdata(), cosine, atol=1e-12)
+
+
+def test_all_neurons_at_right_angles_are_still_measured() -> None:
+    snapshot = make(3)
+    snapshot.neurons[["theta_mean", "shift_predicted"]] = [np.pi / 2, 0.0]
+    snapshot.neurons["z_mean"] = 0.25
+    one, every, _ = ss.draw.predicted_against_measured(snapshot, "net.2").axes
+    assert len(one.lines[0].get_xdata()) == 16
+    assert len(every.lines[0].get_xdata()) == 48
+    alone = ss.draw.predicted_shift(snapshot.neurons, "net.2")
+    assert "largest difference\n0" in alone.get_xlabel()
+    assert "‖w‖" not in alone.get_xlabel()
+
+
+def test_words_of_a_narrow_panel_stay_inside() -> None:
+    snapshot = make(3)
+    snapshot.sites["phi_fw"] = snapshot.sites["phi_bw"] = np.nan
+    figure = ss.draw.predicted_against_measured(snapshot, "net.2")
+    figure.canvas.draw()
+    ax = figure.axes[2]
+    words = ax.texts[0].get_window_extent()
+    assert ax.bbox.x0 < words.x0 < words.x1 < ax.bbox.x1
 
 
 def test_a_neuron_at_a_right_angle_uses_the_scale_of_its_site() -> None:
