@@ -24,6 +24,7 @@ from shiftscope.reporting.words import (
     manifest_lines,
     number,
     printable,
+    score_line,
     subtitle,
 )
 
@@ -72,6 +73,7 @@ def page(
         subtitle=subtitle(snapshot),
         verdict=told | {"sentence": printable(told["sentence"])},
         verdict_title=_title(told),
+        score=score_line(snapshot),
         coverage_sentence=_coverage_sentence(snapshot),
         findings=[_finding(finding, table) for finding in findings],
         figures=[_figure(picture) for picture in pictures],

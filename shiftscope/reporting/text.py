@@ -14,6 +14,7 @@ from shiftscope.reporting.words import (
     input_lines,
     number,
     printable,
+    score_line,
     shorten,
     subtitle,
 )
@@ -123,6 +124,8 @@ class _Writer:
         style = _STYLE[told["severity"]]
         line = self._text(f"{told['severity'].upper()}  ", style)
         yield line.append_text(self._text(told["sentence"], "bold"))
+        if score := score_line(self.summary.snapshot):
+            yield self._text(score)
         yield self._text("")
 
     def _findings(self) -> Iterator[RenderableType]:

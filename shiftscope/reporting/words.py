@@ -16,6 +16,7 @@ __all__ = [
     "manifest_lines",
     "number",
     "printable",
+    "score_line",
     "shorten",
     "subtitle",
 ]
@@ -87,6 +88,21 @@ def subtitle(snapshot: Snapshot) -> str:
             parts[-1] += f" in {_plural(manifest['batches'], 'batch', 'es')}"
     parts += [f"{key} {manifest[key]}" for key in ("seed",) if key in manifest]
     return printable(" · ".join(parts))
+
+
+def score_line(snapshot: Snapshot) -> str:
+    """How well the model did on these data, where that is known: accuracy, chance, loss."""
+    manifest, parts = snapshot.manifest, []
+    accuracy, chance = manifest.get("accuracy"), manifest.get("chance_accuracy")
+    if isinstance(accuracy, float | int):
+        parts.append(f"Accuracy {100 * accuracy:.1f} %")
+        if isinstance(manifest.get("accuracy_rows"), int):
+            parts[-1] += f" of {number(manifest['accuracy_rows'])} rows"
+        if isinstance(chance, float | int):
+            parts[-1] += f" (always the most frequent class: {100 * chance:.1f} %)"
+    if isinstance(manifest.get("loss"), float | int):
+        parts.append(f"{'loss' if parts else 'Loss'} {number(manifest['loss'])}")
+    return f"{', '.join(parts)}." if parts else ""
 
 
 def coverage_lines(snapshot: Snapshot) -> list[tuple[str, str]]:

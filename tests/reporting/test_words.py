@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from shiftscope.reporting.words import ascii_only, number, printable, shorten
+from shiftscope.reporting.words import ascii_only, number, printable, score_line, shorten
+from shiftscope.snapshot import Snapshot
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,14 @@ def test_long_names_lose_their_middle() -> None:
 
 def test_greek_letters_are_spelt_out_in_ascii() -> None:
     assert ascii_only("∇z ± 1 → φ 名") == "grad z +/- 1 -> phi \\u540d"
+
+
+def test_the_score_is_told_where_it_is_known() -> None:
+    known = {"accuracy": 0.916309, "accuracy_rows": 932, "chance_accuracy": 0.11, "loss": 0.2957}
+    told = "Accuracy 91.6 % of 932 rows (always the most frequent class: 11.0 %), loss 0.2957."
+    assert score_line(Snapshot(records={}, manifest=known)) == told
+    assert score_line(Snapshot(records={}, manifest={"loss": 2.5})) == "Loss 2.5."
+    assert score_line(Snapshot(records={})) == ""
 
 
 @pytest.mark.parametrize(
