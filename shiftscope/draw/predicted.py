@@ -117,7 +117,8 @@ def activation_gains(source: Source, ax: Axes | None = None) -> Axes:
     for (x, y), quantity, marker in zip(
         pairs.values(), ("forward", "backward"), ("o", "s"), strict=True
     ):
-        _scatter(ax, x, y, quantity, marker, label=f"{quantity} φ")
+        if np.isfinite(x + y).any():
+            _scatter(ax, x, y, quantity, marker, label=f"{quantity} φ")
     known = [
         np.where(np.isfinite(x + y), part, np.nan) for x, y in pairs.values() for part in (x, y)
     ]
@@ -154,7 +155,9 @@ def _largest_difference(predicted: Array, measured: Array, scale: Array) -> str:
     off = np.abs(measured - predicted)
     relative = np.isfinite(scale).all()
     worst = float(np.max(off / scale if relative else off))
-    return f"largest difference\n{value_text(worst)}{' ‖w‖‖E(a)‖' if relative else ''}"
+    return (
+        f"largest difference\n{value_text(float(f'{worst:.2g}'))}{' ‖w‖‖E(a)‖' if relative else ''}"
+    )
 
 
 def _scatter(

@@ -149,6 +149,11 @@ def test_a_neuron_at_a_right_angle_uses_the_scale_of_its_site() -> None:
     assert (points.get_xdata()[0], points.get_ydata()[0]) == (0.0, 0.0)
 
 
+def test_the_legend_names_what_is_there() -> None:
+    legend = ss.draw.activation_gains(make(3, loss=False)).get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["forward φ"]
+
+
 def test_gains_against_theory_name_the_farthest() -> None:
     snapshot = make(3)
     snapshot.sites.loc[3, "phi_bw"] = 2 * snapshot.sites.loc[3, "phi_bw_theory"]
