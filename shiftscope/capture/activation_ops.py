@@ -98,6 +98,14 @@ def _clamp(params: dict[str, Any]) -> str | None:
     return "hardtanh"
 
 
+def _hardtanh(params: dict[str, Any]) -> str:
+    # nn.ReLU6 is a Hardtanh from 0 to 6.
+    if (params.get("min_val"), params.get("max_val")) == (0, 6):
+        params.clear()
+        return "relu6"
+    return "hardtanh"
+
+
 def _rrelu(params: dict[str, Any]) -> str:
     if params.pop("training", False):
         # In training mode the slope is drawn at random: no function of z alone, no theory.
@@ -129,7 +137,7 @@ _SPELLINGS: dict[str, _Spelling] = {
     "log_sigmoid": _Spelling("logsigmoid"),
     "tanh": _Spelling("tanh"),
     "tanhshrink": _Spelling("tanhshrink"),
-    "hardtanh": _Spelling("hardtanh", _BOUNDS),
+    "hardtanh": _Spelling("hardtanh", _BOUNDS, check=_hardtanh),
     "hardsigmoid": _Spelling("hardsigmoid"),
     "hardswish": _Spelling("hardswish"),
     "softshrink": _Spelling("softshrink", ("lambd",)),

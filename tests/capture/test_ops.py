@@ -1,0 +1,282 @@
+"""Every linear map and activation of torch is seen, in every spelling, under its right name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import activation
+
+import shiftscope as ss
+
+# What torch calls activations, and is none of a single tensor.
+NOT_ACTIVATIONS = {"MultiheadAttention", "Softmax2d"}
+MODULE_OPS = {
+    **{"SiLU": "silu", "LogSigmoid": "logsigmoid", "LogSoftmax": "log_softmax"},
+    **{"LeakyReLU": "leaky_relu", "PReLU": "prelu", "RReLU": "rrelu"},
+}
+ARGUMENTS: dict[str, tuple[Any, ...]] = {"Threshold": (0.1, 0.2), "Softmax": (-1,)}
+ARGUMENTS |= {"LogSoftmax": (-1,), "Softmin": (-1,)}
+
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
+    "relu": (F.relu, torch.relu, Tensor.relu, lambda x: x.clamp(min=0), lambda x: x.clamp_min(0)),
+    "relu_": (F.relu_, torch.relu_, Tensor.relu_, lambda x: x.clamp_(min=0)),
+    "relu6": (F.relu6, lambda x: x.clamp(0, 6)),
+    "leaky_relu": (F.leaky_relu, F.leaky_relu_),
+    "rrelu": (F.rrelu,),
+    "prelu": (lambda x: F.prelu(x, x.new_tensor([0.1])), lambda x: x.prelu(x.new_tensor([0.1]))),
+    "elu": (F.elu, F.elu_),
+    "selu": (F.selu, torch.selu, F.selu_),
+    "celu": (F.celu, torch.celu, F.celu_),
+    "gelu": (F.gelu,),
+    "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"),),
+    "silu": (F.silu, lambda x: F.silu(x, inplace=True)),
+    "mish": (F.mish,),
+    "softplus": (F.softplus,),
+    "softsign": (F.softsign,),
+    "sigmoid": (torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit, F.sigmoid),
+    "logsigmoid": (F.logsigmoid,),
+    "tanh": (torch.tanh, Tensor.tanh, Tensor.tanh_, F.tanh),
+    "tanhshrink": (F.tanhshrink,),
+    "hardtanh": (F.hardtanh, F.hardtanh_, lambda x: x.clamp(-1, 1), lambda x: x.clip(-1, 1)),
+    "hardsigmoid": (F.hardsigmoid,),
+    "hardswish": (F.hardswish,),
+    "softshrink": (F.softshrink,),
+    "hardshrink": (F.hardshrink, Tensor.hardshrink),
+    "threshold": (lambda x: F.threshold(x, 0.1, 0.2), lambda x: torch.threshold(x, 0.1, 0.2)),
+    "softmax": (
+        lambda x: F.softmax(x, -1),
+        lambda x: x.softmax(-1),
+        lambda x: torch.softmax(x, -1),
+    ),
+    "log_softmax": (lambda x: F.log_softmax(x, -1), lambda x: x.log_softmax(-1)),
+    "glu": (F.glu,),
+    "erf": (torch.erf, torch.special.erf),
+    "sin": (torch.sin,),
+}
+
+
+class Called(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor], train: bool = False) -> None:
+        super().__init__()
+        self.first, self.function = nn.Linear(4, 6, dtype=torch.float64), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.first(x))
+
+
+def loss(out: Any, _: Any) -> Tensor:
+    return (out * torch.linspace(1, 2, out.shape[-1])).square().mean()
+
+
+def single_activation(model: nn.Module) -> Any:
+    x = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    snapshot = ss.analyze(model, [(x, None)], loss)
+    rows = snapshot.sites[snapshot.sites.kind == "activation"]
+    assert len(rows) == 1, list(snapshot.records)
+    return rows.iloc[0]
+
+
+def check_gains(row: Any) -> None:
+    assert row["count"] == 15
+    assert row.grad_a_var > 0
+    if row.op not in ("softmax", "log_softmax", "softmin", "glu"):
+        assert row.phi_fw > 0
+        assert row.phi_bw >= 0
+        assert math.isfinite(row.phi_fw_theory)
+
+
+MODULES = sorted(set(activation.__all__) - NOT_ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_activation_module(name: str) -> None:
+    module = getattr(nn, name)(*ARGUMENTS.get(name, ()))
+    model = nn.Sequential(nn.Linear(4, 6), module).double().eval()
+    row = single_activation(model)
+    assert (row.site, row.op) == ("1", MODULE_OPS.get(name, name.lower()))
+    check_gains(row)
+
+
+@pytest.mark.parametrize(
+    ("op", "function"), [(op, f) for op, functions in FUNCTIONS.items() for f in functions]
+)
+def test_every_activation_function(op: str, function: Callable[[Tensor], Tensor]) -> None:
+    row = single_activation(Called(function))
+    name = op.removesuffix("_")
+    assert (row.site, row.op) == (f":{name}", name)
+    check_gains(row)
+
+
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "gelu", "silu", "softplus"])
+def test_measured_gains_equal_their_definition(name: str) -> None:
+    function = getattr(F, name, None) or getattr(torch, name)
+    model = Called(function)
+    x = torch.randn(40, 4, dtype=torch.float64)
+    snapshot = ss.analyze(model, [(x, None)], loss)
+    z = model.first(x).detach().requires_grad_()
+    a = function(z)
+    a.retain_grad()
+    loss(a, None).backward()
+    row = snapshot.sites.iloc[1]
+    assert a.grad is not None
+    assert z.grad is not None
+    want_fw = a.var(dim=0, correction=0).mean() / z.var(dim=0, correction=0).mean()
+    want_bw = z.grad.var(dim=0, correction=0).mean() / a.grad.var(dim=0, correction=0).mean()
+    assert row.phi_fw == pytest.approx(float(want_fw.detach()), rel=1e-10)
+    assert row.phi_bw == pytest.approx(float(want_bw), rel=1e-10)
+
+
+CONVOLUTIONS = [
+    (dims, transposed, options)
+    for dims in (1, 2, 3)
+    for transposed in (False, True)
+    for options in (
+        {},
+        {"stride": 2, "padding": 1},
+        {"dilation": 2, "groups": 2},
+        {"groups": 4},
+        *(
+            []
+            if transposed
+            else [{"padding": 1, "padding_mode": m} for m in ("circular", "replicate")]
+        ),
+        *([] if transposed else [{"padding": "same"}]),
+        *([{"stride": 2, "output_padding": 1}] if transposed else []),
+    )
+]
+
+
+@pytest.mark.parametrize(("dims", "transposed", "options"), CONVOLUTIONS)
+@pytest.mark.parametrize("batched", [True, False])
+def test_every_convolution(
+    dims: int, transposed: bool, options: dict[str, Any], batched: bool
+) -> None:
+    torch.manual_seed(0)
+    kind = getattr(nn, f"Conv{'Transpose' if transposed else ''}{dims}d")
+    conv = kind(4, 8, 3, dtype=torch.float64, **options)
+    x = torch.randn(*((3,) if batched else ()), 4, *(6, 7, 8)[:dims], dtype=torch.float64) + 0.5
+    snapshot = ss.analyze(nn.Sequential(conv), [(x, None)], loss)
+    row, neurons = snapshot.sites.iloc[0], snapshot.neurons
+    assert row.op == f"conv{'_transpose' if transposed else ''}{dims}d"
+    out = conv(x).detach()
+    rows = out.movedim(1 if batched else 0, -1).reshape(-1, 8)
+    np.testing.assert_allclose(neurons.z_mean, rows.mean(dim=0), rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(neurons.z_var, rows.var(dim=0, correction=0), rtol=1e-11)
+    predicted = neurons.shift_predicted + neurons.bias
+    np.testing.assert_allclose(predicted, neurons.z_mean, rtol=1e-10, atol=1e-12)
+    assert row.fan_in == conv.weight.numel() // 8
+    assert neurons.grad_z_var.notna().all()
+
+
+class TransposedWeight(nn.Module):
+    """A linear layer with weights ``[in, out]`` and addmm, as GPT-2 of Hugging Face has it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight)
+        return flat.view(*x.shape[:-1], -1)
+
+
+class Columns(nn.Module):
+    """Samples in columns: W @ X."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weight @ x.flatten(0, -2).T).T
+
+
+class Masked(nn.Module):
+    """A weight computed from a parameter inside the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.randn(6, 4))
+        self.register_buffer("mask", (torch.rand(6, 4) > 0.3).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.raw * self.mask).T
+
+
+@pytest.mark.parametrize(
+    ("model", "site"),
+    [
+        (lambda: nn.Sequential(TransposedWeight(4, 6)), "0"),
+        (lambda: nn.Sequential(Columns()), "0"),
+        (lambda: nn.Sequential(Masked()), "0:matmul"),
+        (lambda: nn.Sequential(nn.Linear(4, 6, bias=False)), "0"),
+    ],
+)
+def test_matrix_products_with_weights(model: Callable[[], nn.Module], site: str) -> None:
+    torch.manual_seed(0)
+    net = model().double()
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    snapshot = ss.analyze(net, [(x, None)], loss)
+    assert list(snapshot.records) == [site]
+    rows = net(x).detach().reshape(-1, 6)
+    neurons = snapshot.neurons
+    np.testing.assert_allclose(neurons.z_mean, rows.mean(dim=0), rtol=1e-11, atol=1e-13)
+    shift = neurons.shift_predicted + neurons.bias.fillna(0)
+    np.testing.assert_allclose(shift, neurons.z_mean, rtol=1e-10, atol=1e-12)
+    assert neurons.grad_z_var.notna().all()
+    assert snapshot.gaps == () or site == "0:matmul"
+
+
+def test_a_bilinear_map_is_linear_in_the_products_of_its_inputs() -> None:
+    torch.manual_seed(0)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Bilinear(3, 4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.map(x[..., :3], x[..., 3:])  # type: ignore[no-any-return]
+
+    model = Model().double()
+    x = torch.rand(20, 7, dtype=torch.float64)
+    snapshot = ss.analyze(model, [(x, None)], loss)
+    neurons, row = snapshot.neurons, snapshot.sites.iloc[0]
+    assert (row.op, row.fan_in) == ("bilinear", 12)
+    np.testing.assert_allclose(neurons.z_mean, neurons.shift_predicted + neurons.bias, rtol=1e-11)
+    products = (x[:, :3, None] * x[:, None, 3:]).flatten(1).numpy()
+    want = neurons.z_var.mean() / products.var(axis=0).mean()
+    assert row.eta_measured == pytest.approx(want, rel=1e-10)
+
+
+def test_products_of_two_activations_are_no_site() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ x.transpose(-1, -2)) @ x
+
+    assert ss.analyze(Attention(), [torch.rand(2, 3, 4)]).records == {}
+
+
+def test_an_exported_program_has_the_names_of_the_original() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv1d(2, 4, 3, padding="same"), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.stem(x)).mean(dim=-1))  # type: ignore[no-any-return]
+
+    model, x = Model().eval(), torch.rand(4, 2, 9)
+    exported = torch.export.export(model, (x,)).module()
+    want, got = (ss.analyze(m, [(x, None)], loss) for m in (model, exported))
+    assert list(got.records) == list(want.records) == ["stem", ":relu", "head"]
+    np.testing.assert_allclose(got.neurons.z_var, want.neurons.z_var, rtol=1e-6)
+    np.testing.assert_allclose(got.neurons.grad_z_var, want.neurons.grad_z_var, rtol=1e-5)
