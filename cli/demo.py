@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def _tell(outcomes: Sequence[Outcome], folder: Path) -> None:
         say(f"  checkpoint  {outcome.checkpoint}")
     say("")
     say("To analyse a checkpoint of your own, begin with what works for these:")
-    first = outcomes[0].checkpoint
+    first = shlex.quote(str(outcomes[0].checkpoint))
     say(f"  shiftscope analyze {first} --model mlp:sigmoid --data digits --dtype float64")
 
 

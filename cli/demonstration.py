@@ -144,7 +144,7 @@ def _reported(
     """Measured on rows held out, in double precision: the gradients of plain weights are tiny."""
     described = "digits held out: " + "x".join(map(str, data.x.shape))
     batches = [(data.x, data.y)]
-    update(f"measuring {title}", 0, 0)
+    update(f"measuring {title}", 0, 1)
     snapshot = ss.analyze(
         model,
         batches,
@@ -158,8 +158,10 @@ def _reported(
             "loss_function": "cross_entropy",
         },
     )
-    update(f"reporting on {title}", 0, 0)
+    update(f"measuring {title}", 1, 1)
+    update(f"reporting on {title}", 0, 1)
     findings = ss.diagnose(snapshot)
     ss.report(snapshot, checkpoint.with_suffix(""), findings=findings)
+    update(f"reporting on {title}", 1, 1)
     sentence = ss.verdict(findings, snapshot)["sentence"]
     return Outcome(name, title, size, checkpoint, snapshot, sentence)
