@@ -23,6 +23,7 @@ import numpy.typing as npt
 from shiftscope.errors import LoadError
 from shiftscope.files import atomic_file, strict
 from shiftscope.record import SiteRecord, Stream
+from shiftscope.site_table import SAMPLE_COLUMNS, site_row
 from shiftscope.snapshot import Snapshot
 
 __all__ = ["SAMPLE_BUDGET", "SCHEMA_VERSION", "dump", "parse", "read_snapshot", "write_snapshot"]
@@ -79,11 +80,12 @@ def dump(snapshot: Snapshot, *, thin: bool = True) -> bytes:
     """
     pool: dict[str, list[npt.NDArray[Any]]] = {}
     keep = _sample_share(snapshot) if thin else 1.0
-    shapes = [_deposit(pool, _site_arrays(snapshot, name, keep)) for name in snapshot.records]
+    records = [_thinned(record, keep) for record in snapshot.records.values()]
+    shapes = [_deposit(pool, _site_arrays(snapshot, record)) for record in records]
     manifest = {
         "format": "shiftscope-snapshot",
         "schema_version": SCHEMA_VERSION,
-        "sites": [record.meta() for record in snapshot.records.values()],
+        "sites": [record.meta() for record in records],
         "shapes": shapes,
         **{key: getattr(snapshot, key) for key in ("gaps", "manifest", "coverage", "inputs")},
     }
@@ -144,14 +146,12 @@ def _check(manifest: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _site_arrays(snapshot: Snapshot, name: str, keep: float) -> Arrays:
-    record = _thinned(snapshot.records[name], keep)
+def _site_arrays(snapshot: Snapshot, record: SiteRecord) -> Arrays:
+    name = record.info.site
     arrays: Arrays = dict(record.to_arrays())
     arrays |= {f"quantiles/{stream}": q for stream, q in snapshot.quantiles[name].items()}
-    arrays |= {
-        f"picture/{key}": np.asarray(v) for key, v in snapshot.pictures.get(name, {}).items()
-    }
-    return arrays
+    picture = snapshot.pictures.get(name, {})
+    return arrays | {f"picture/{key}": np.asarray(value) for key, value in picture.items()}
 
 
 def _sample_share(snapshot: Snapshot) -> float:
@@ -167,8 +167,10 @@ def _sample_share(snapshot: Snapshot) -> float:
 def _thinned(record: SiteRecord, keep: float) -> SiteRecord:
     if keep >= 1.0:
         return record
+    row = site_row(record)
+    kept = {column: row[column] for column in SAMPLE_COLUMNS if column in row}
     streams = {name: _thin(stream, keep) for name, stream in record.streams.items()}
-    return replace(record, streams=streams)
+    return replace(record, streams=streams, kept=kept)
 
 
 def _thin(stream: Stream, keep: float) -> Stream:

@@ -171,6 +171,7 @@ class SiteRecord:
         weights: Facts of the weights, for linear sites.
         notes: Sentences a reader must know about these numbers.
         paired: Whether the gradients of z and a come from the same calls (else no gain).
+        kept: Site columns of the whole row sample, where a saved file holds a part of it.
     """
 
     info: SiteInfo
@@ -180,6 +181,7 @@ class SiteRecord:
     weights: WeightFacts | None = None
     notes: tuple[str, ...] = ()
     paired: bool = True
+    kept: Mapping[str, float] = field(default_factory=dict)
 
     def merge(self, other: SiteRecord) -> SiteRecord:
         """Combine two records of the same site."""
@@ -192,6 +194,7 @@ class SiteRecord:
             weights=_merge_optional(self.weights, other.weights),
             notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
             paired=self.paired and other.paired,
+            kept={},
         )
 
     def meta(self) -> dict[str, Any]:
@@ -203,6 +206,7 @@ class SiteRecord:
             "samples": self.samples,
             "notes": list(self.notes),
             "paired": self.paired,
+            "kept": dict(self.kept),
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -232,6 +236,7 @@ class SiteRecord:
             weights=WeightFacts.from_arrays(weights) if weights else None,
             notes=tuple(meta["notes"]),
             paired=bool(meta["paired"]),
+            kept={key: float("nan") if v is None else v for key, v in meta["kept"].items()},
         )
 
 

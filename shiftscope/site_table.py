@@ -11,7 +11,7 @@ from shiftscope.columns import Array, as_float, decades, group_of_rows, mean_var
 from shiftscope.record import SiteRecord, Stream, WeightFacts
 from shiftscope.theory.saturation import can_die
 
-__all__ = ["SITE_COLUMNS", "site_row"]
+__all__ = ["SAMPLE_COLUMNS", "SITE_COLUMNS", "site_row"]
 
 SITE_COLUMNS = (
     *("site", "kind", "op", "module", "order", "calls", "neurons", "fan_in", "count", "samples"),
@@ -22,6 +22,9 @@ SITE_COLUMNS = (
     *("dead", "saturated", "resolution_lost", "sample_rows", "notes"),
 )
 """Columns of ``snapshot.sites``, in order; those that do not apply to a site are NaN."""
+
+SAMPLE_COLUMNS = ("shift_share_se", "sample_rows")
+"""Columns that come from the row sample; a file with a thinned sample keeps their values."""
 
 _JACKKNIFE_GROUPS = 20
 
@@ -53,6 +56,7 @@ def site_row(record: SiteRecord) -> dict[str, Any]:
         row |= _linear_columns(record, notes)
     else:
         row |= _activation_columns(record, notes)
+    row |= record.kept
     row["notes"] = "; ".join(dict.fromkeys(notes))
     return row
 

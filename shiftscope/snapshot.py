@@ -52,6 +52,7 @@ class Snapshot:
         coverage: ``{"parameters": {"seen": ..., "total": ...}, "flops": ..., "activations": ...}``.
         inputs: Statistics of the data that went in.
         pictures: Small crops for the heat maps, ``site -> {"W": ..., "A": ..., "Z": ...}``.
+        kept_quantiles: Quantiles of the whole row samples, where a file holds a part of them.
         kept_quantiles: Those saved in a file, in place of the row samples they were taken from.
     """
 

@@ -1,0 +1,124 @@
+"""Snapshots: saved, loaded, merged; the same numbers each time."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import shiftscope as ss
+from shiftscope import archive
+
+
+def snapshot(rows: int = 300, seed: int = 0) -> ss.Snapshot:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Sigmoid(), nn.Linear(8, 3))
+    x = torch.rand(rows, 5, generator=torch.Generator().manual_seed(1))
+    y = torch.arange(rows) % 3
+    data = list(zip(x.split(100), y.split(100), strict=True))
+    return ss.analyze(model, data, nn.functional.cross_entropy, inputs={"mean": 0.5})
+
+
+def assert_same_tables(one: ss.Snapshot, other: ss.Snapshot) -> None:
+    for table in ("sites", "neurons", "input_neurons"):
+        pd.testing.assert_frame_equal(getattr(one, table), getattr(other, table))
+
+
+def test_a_saved_snapshot_is_the_same(tmp_path: Path) -> None:
+    before = snapshot()
+    before.save(tmp_path / "run.npz")
+    after = ss.load(tmp_path / "run.npz")
+    assert_same_tables(before, after)
+    assert after.gaps == before.gaps
+    assert after.manifest == before.manifest
+    assert after.coverage == before.coverage
+    assert after.inputs == before.inputs
+    for site, picture in before.pictures.items():
+        for key, values in picture.items():
+            np.testing.assert_array_equal(after.pictures[site][key], values)
+
+
+def test_tables_survive_a_thinned_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "SAMPLE_BUDGET", 4000)
+    before = snapshot()
+    before.save(tmp_path / "run.npz")
+    after = ss.load(tmp_path / "run.npz")
+    held = after.records["0"].streams["z"].sample
+    assert held is not None
+    assert held.rows.shape[0] < 100
+    assert_same_tables(before, after)
+    after.save(tmp_path / "again.npz")
+    assert_same_tables(before, ss.load(tmp_path / "again.npz"))
+
+
+def test_the_file_holds_no_pickle(tmp_path: Path) -> None:
+    snapshot().save(tmp_path / "run.npz")
+    with zipfile.ZipFile(tmp_path / "run.npz") as file:
+        for name in file.namelist():
+            header = file.read(name)[:200]
+            assert b"'|O'" not in header
+    with np.load(tmp_path / "run.npz", allow_pickle=False) as data:
+        manifest = json.loads(bytes(data["manifest"]))
+    assert manifest["schema_version"] == archive.SCHEMA_VERSION
+
+
+def test_merged_snapshots_are_that_of_all_rows() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Sigmoid(), nn.Linear(8, 3)).double()
+    x = torch.rand(60, 5, dtype=torch.float64)
+    parts = [ss.analyze(model, [part]) for part in x.split(20)]
+    merged = parts[0].merge(parts[1]).merge(parts[2])
+    whole = ss.analyze(model, [x])
+    numbers = whole.neurons.select_dtypes("number").columns.difference(["z_q50"])
+    quantiles = [column for column in numbers if "_q" in column]
+    exact = numbers.difference(quantiles)
+    np.testing.assert_allclose(
+        merged.neurons[exact].to_numpy(), whole.neurons[exact].to_numpy(), rtol=1e-11, atol=1e-14
+    )
+    assert merged.manifest["samples"] == 60
+
+
+def test_sites_of_other_widths_do_not_merge() -> None:
+    one, other = (ss.analyze(nn.Linear(3, width), [torch.rand(4, 3)]) for width in (2, 5))
+    with pytest.raises(ss.UsageError, match="2 neurons in one snapshot and 5"):
+        one.merge(other)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x93NUMPY\x01\x00", b"text"])
+def test_damaged_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    path.write_bytes(content)
+    with pytest.raises(ss.LoadError, match=r"run\.npz") as caught:
+        ss.load(path)
+    assert caught.value.remedy
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    snapshot(100).save(tmp_path / "run.npz")
+    content = (tmp_path / "run.npz").read_bytes()
+    for share in np.linspace(0.05, 0.99, 12):
+        (tmp_path / "cut.npz").write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(ss.LoadError):
+            ss.load(tmp_path / "cut.npz")
+
+
+def test_a_newer_schema_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "SCHEMA_VERSION", 99)
+    snapshot(100).save(tmp_path / "run.npz")
+    monkeypatch.undo()
+    with pytest.raises(ss.LoadError, match="schema 99"):
+        ss.load(tmp_path / "run.npz")
+
+
+def test_a_missing_file_and_another_npz(tmp_path: Path) -> None:
+    with pytest.raises(ss.LoadError, match="nowhere"):
+        ss.load(tmp_path / "nowhere.npz")
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(ss.LoadError, match="not a readable"):
+        ss.load(tmp_path / "other.npz")
