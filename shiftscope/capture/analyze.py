@@ -114,7 +114,7 @@ class _Job:
         if not self.done:
             raise DataError("the data gave no batch", "give an iterable with at least one batch")
         return Snapshot(
-            records=recorder.records(),
+            records=recorder.records(backward=self.backward),
             gaps=tuple(missing(attachment)),
             manifest=self._manifest(),
             coverage=coverage(attachment, recorder.states, self.flops * self.samples),

@@ -249,9 +249,14 @@ class Recorder:
         if state.forward != forward:
             state.forward, state.samples = forward, state.samples + samples
 
-    def records(self) -> dict[str, SiteRecord]:
-        """The frozen records, on the CPU."""
-        return {name: _freeze(state) for name, state in self.states.items() if state.calls}
+    def records(self, *, backward: bool = True) -> dict[str, SiteRecord]:
+        """The frozen records, on the CPU.
+
+        Args:
+            backward: Whether a backward pass was run, so that missing gradients are to be noted.
+        """
+        called = {name: state for name, state in self.states.items() if state.calls}
+        return {name: _freeze(state, backward) for name, state in called.items()}
 
 
 def _identity(tensor: Tensor, dim: int, start: int, size: int) -> tuple[Any, ...] | None:
@@ -285,9 +290,9 @@ def _keep_weight(state: SiteState, op: LinearOp) -> None:
     state.weight = replace(op, x=torch.empty(0), x2=None, weight=op.weight.detach())
 
 
-def _freeze(state: SiteState) -> SiteRecord:
+def _freeze(state: SiteState, backward: bool) -> SiteRecord:
     notes = dict(state.notes)
-    if state.hooked and state.arrived < state.hooked:
+    if backward and state.arrived < state.hooked:
         notes[f"gradients of {state.arrived} of {state.hooked} calls arrived"] = None
     if state.repeated:
         notes[f"{state.repeated} calls were part of more than one backward pass"] = None

@@ -258,6 +258,12 @@ def test_no_gradient_is_absent_not_zero() -> None:
     assert sites.loc["b"].grad_z_var > 0
 
 
+def test_a_forward_only_analysis_misses_no_gradients() -> None:
+    sites = ss.analyze(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), [torch.rand(5, 3)]).sites
+    assert list(sites.notes) == ["", ""]
+    assert sites.grad_z_var.isna().all()
+
+
 def test_frozen_models_are_measured_backward_too() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).requires_grad_(False)
     snapshot = measured(model, torch.rand(7, 4))
