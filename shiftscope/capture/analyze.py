@@ -18,6 +18,7 @@ from shiftscope.capture.batches import Batch, Score, as_batch, loss_of
 from shiftscope.capture.coverage import coverage, forward_flops, missing
 from shiftscope.capture.graph import reaches
 from shiftscope.capture.pictures import pictures
+from shiftscope.capture.placement import device_of, float_dtype
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
@@ -95,7 +96,7 @@ class _Job:
     ) -> None:
         self.model, self.loss_fn, self.dtype = model, loss_fn, dtype
         self.rows, self.seed = rows, seed
-        self.device = _device_of(model)
+        self.device = device_of(model)
         self.frozen = not any(p.requires_grad for p in model.parameters())
         self.score = Score()
         self.done, self.samples, self.backward, self.flops = 0, 0, False, 0.0
@@ -127,7 +128,7 @@ class _Job:
                 return
             batch = as_batch(item, self.loss_fn is not None)
             if batch.samples:
-                yield batch.to(self.device, self.dtype or _float_dtype(self.model))
+                yield batch.to(self.device, self.dtype or float_dtype(self.model))
 
     def _measure(self, batch: Batch, attachment: Attachment) -> None:
         if self.frozen:
@@ -156,7 +157,7 @@ class _Job:
             "numpy": np.__version__,
             "python": platform.python_version(),
             "device": str(self.device),
-            "dtype": str(_float_dtype(self.model)).removeprefix("torch."),
+            "dtype": str(float_dtype(self.model)).removeprefix("torch."),
             "mode": "train" if self.model.training else "eval",
             "model": type(self.model).__name__,
             "parameters": sum(p.numel() for p in self.model.parameters()),
@@ -212,7 +213,7 @@ def _check(batches: int | None, rows: int) -> None:
 def _placed(
     model: nn.Module, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> nn.Module:
-    here, current = _device_of(model), _float_dtype(model)
+    here, current = device_of(model), float_dtype(model)
     target = here if device is None else torch.device(device)
     moves = target.type != here.type or (target.index is not None and target.index != here.index)
     if not moves and dtype in (None, current):
@@ -224,19 +225,6 @@ def _placed(
             f"the model cannot be copied to {target}: {str(error).splitlines()[0]}",
             "move it yourself, by model.to(...), and leave device and dtype out",
         ) from error
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-def _float_dtype(model: nn.Module) -> torch.dtype | None:
-    for tensor in model.parameters():
-        if tensor.is_floating_point():
-            return tensor.dtype
-    return None
 
 
 def _length(data: Any) -> int | None:
