@@ -152,16 +152,20 @@ def _announce(stage: str, seen: set[str]) -> None:
 def _bars() -> Iterator[Callable[[str, int, int], None]]:
     """One bar a stage, drawn by rich on stderr."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
     console = Console(stderr=True)
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, TaskID] = {}
 
         def update(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=None)
-            bars.update(tasks[stage], completed=done, total=total or None)
+                for earlier in tasks.values():  # stages follow one another
+                    bars.update(earlier, total=1, completed=1, count="done")
+                    bars.stop_task(earlier)
+                tasks[stage] = bars.add_task(stage, total=None, count="")
+            count = f"{done}/{total}" if total else ""
+            bars.update(tasks[stage], completed=done, total=total or None, count=count)
 
         yield update

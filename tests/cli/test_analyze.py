@@ -69,6 +69,44 @@ def test_a_whole_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert told["inputs"]["synthetic"] is False
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals of POSIX")
+def test_progress_is_drawn_on_a_terminal_only(folder: Path) -> None:
+    """stderr on a terminal, stdout in a pipe: bars in the one, plain text in the other."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    code = "import sys; from shiftscope.cli import main; sys.exit(main(sys.argv[1:]))"
+    asked = ["analyze", "good.pt", *LEARN, "--out", "run", "--format", "json"]
+    environment = {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    environment.pop("NO_COLOR", None)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *asked],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment,
+        text=True,
+    ) as run:
+        os.close(theirs)
+        drawn = b""
+        while chunk := _read(ours):
+            drawn += chunk
+        out = run.communicate(timeout=60)[0]
+    os.close(ours)
+    assert run.returncode == 0
+    assert b"measuring" in drawn
+    assert b"\x1b[" in drawn
+    assert "\x1b" not in out
+    assert "run/report.json" in out
+
+
+def _read(descriptor: int) -> bytes:
+    """What a terminal was sent; nothing once nobody holds the other end any more."""
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:
+        return b""
+
+
 def test_weights_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", "good.pt", "--out", "run", *JSON]) == 0
     sites = shiftscope.load(folder / "run" / "snapshot.npz").sites

@@ -125,13 +125,19 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(
     assert visible(folder) == before
 
 
-@POSIX
 def test_a_read_only_place_is_refused_at_once(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = folder / "locked"
-    place.mkdir(mode=0o500)
-    if os.access(place, os.W_OK):
-        pytest.skip("this user may write everywhere")
-    assert main(["analyze", "good.pt", "--out", "locked/report"]) == 2
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    assert main(["analyze", "no_such_checkpoint", "--out", "locked/report"]) == 2
     assert "read-only" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_place_that_only_looks_writable(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found out when the report is written; nobody may make folders in /proc, not even root."""
+    place = ["--out", "/proc/shiftscope/report", "--quiet", "--format", "json"]
+    assert main(["report", "snapshot.npz", *place]) == 2
+    reason, remedy = capsys.readouterr().err.splitlines()
+    assert "/proc/shiftscope/report" in reason
+    assert "--out" in remedy
