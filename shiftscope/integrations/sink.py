@@ -1,0 +1,133 @@
+"""What a sink is: a place that takes the windows of a watched run as they end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any, Protocol, runtime_checkable
+
+from shiftscope.errors import UsageError
+from shiftscope.findings.reading import Reading
+from shiftscope.snapshot import Snapshot
+
+__all__ = ["CURVES", "Sink", "feed", "headline", "required", "scalars", "site_curves"]
+
+CURVES = (
+    *("shift_share", "within_var", "between_var", "z_mean", "z_std", "log10_grad_z_var"),
+    *("eta_measured", "xi_measured", "phi_fw", "phi_bw", "dead", "saturated", "nonfinite"),
+)
+"""Columns of the site table that become one curve a site."""
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Takes finished windows, in the order of steps."""
+
+    def write(self, step: int, phase: str, snapshot: Snapshot) -> None:
+        """Take one window.
+
+        Args:
+            step: Updates done when the window ended.
+            phase: ``"train"``, ``"validation"``, ... as the run names it.
+            snapshot: What was measured in it.
+        """
+
+    def close(self) -> None:
+        """Write what is left and let go of files; idempotent."""
+
+
+def feed(trace: Iterable[Any], *sinks: Sink) -> None:
+    """Write a finished trace to sinks and close them.
+
+    Args:
+        trace: A trace; its windows have a step, a phase and a snapshot.
+        sinks: Where to write.
+    """
+    try:
+        for window in trace:
+            for sink in sinks:
+                sink.write(window.step, window.phase, window.snapshot)
+    finally:
+        for sink in sinks:
+            sink.close()
+
+
+def headline(snapshot: Snapshot) -> dict[str, float]:
+    """A window in a few numbers: the worst share, the decay of the gradient, what is not finite.
+
+    Args:
+        snapshot: The window.
+
+    Returns:
+        Name to finite number; what was not measured is left out.
+    """
+    reading = Reading(snapshot)
+    shares = [row["shift_share"] for row in reading.judged if _finite(row.get("shift_share"))]
+    out: dict[str, Any] = {"loss": snapshot.manifest.get("loss")}
+    out["accuracy"] = snapshot.manifest.get("accuracy")
+    if shares:
+        out |= {"shift_share_max": max(shares), "shift_share_mean": sum(shares) / len(shares)}
+    if reading.gradient is not None:
+        out["gradient_decay_decades"] = reading.gradient.total
+    out["nonfinite"] = sum(row["nonfinite"] for row in reading.rows if _finite(row["nonfinite"]))
+    return {name: float(value) for name, value in out.items() if _finite(value)}
+
+
+def site_curves(snapshot: Snapshot) -> dict[str, dict[str, float]]:
+    """The curves of every site.
+
+    Args:
+        snapshot: The window.
+
+    Returns:
+        Site to column to finite number, in order of execution.
+    """
+    rows = snapshot.sites.to_dict("records")
+    return {
+        str(row["site"]): {name: float(row[name]) for name in CURVES if _finite(row.get(name))}
+        for row in rows
+    }
+
+
+def scalars(phase: str, snapshot: Snapshot) -> dict[str, float]:
+    """A window as flat scalars, named as loggers group them: ``train/shift_share/layer1.0``.
+
+    Args:
+        phase: The phase of the window.
+        snapshot: The window.
+
+    Returns:
+        Tag to finite number.
+    """
+    flat = {f"{phase}/{name}": value for name, value in headline(snapshot).items()}
+    for site, curves in site_curves(snapshot).items():
+        flat |= {f"{phase}/{name}/{site}": value for name, value in curves.items()}
+    return flat
+
+
+def required(package: str, extra: str, what: str) -> Any:
+    """Import an optional package.
+
+    Args:
+        package: Its import name.
+        extra: The extra of this project that brings it.
+        what: What it is needed for, at the start of a sentence.
+
+    Returns:
+        The module.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{what} needs the package {str(error.name)!r}, which is not installed",
+            f'python -m pip install "shiftscope[{extra}]"',
+        ) from error
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
