@@ -25,6 +25,7 @@ _HOMES = {
     "claim_figure": "claims",
     "claim_figures": "claims",
     "claim_scores": "claims",
+    "comparison_profile": "comparison",
     "depth_profile": "profile",
     "drawing": "style",
     "figures": "gallery",
