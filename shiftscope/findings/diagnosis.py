@@ -14,11 +14,13 @@ from shiftscope.findings.numerics import below_resolution, non_finite
 from shiftscope.findings.reading import Reading, known
 from shiftscope.findings.shift import activation_shift
 from shiftscope.findings.thresholds import Thresholds
+from shiftscope.findings.timeline import main_phase, over_time
 from shiftscope.findings.units import dead_units, saturation
 from shiftscope.findings.variance import variance_collapse, weight_scale
 
 if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
+    from shiftscope.trace import Trace
 
 __all__ = ["diagnose", "verdict"]
 
@@ -47,11 +49,12 @@ _CAUSED_BY = {
 """Cause -> the causes it may be a consequence of, the likeliest first."""
 
 
-def diagnose(snapshot: Snapshot, thresholds: Thresholds | None = None) -> list[Finding]:
+def diagnose(measured: Snapshot | Trace, thresholds: Thresholds | None = None) -> list[Finding]:
     """Say what is wrong with a network, on which numbers, and what to do.
 
     Args:
-        snapshot: What was measured.
+        measured: A snapshot; or a trace, whose findings are dated: the step at which each appeared,
+            and for values that are not finite the site, the stream and what stood before them.
         thresholds: Limits; the defaults carry their sources.
 
     Returns:
@@ -59,27 +62,33 @@ def diagnose(snapshot: Snapshot, thresholds: Thresholds | None = None) -> list[F
         nothing was found among what was measured.
     """
     limits = thresholds or Thresholds()
-    reading = Reading(snapshot)
-    found = [finding for rule in _RULES if (finding := rule(reading, limits)) is not None]
-    learning = not_learning(reading, limits, found)
-    if learning is not None:
-        found.append(learning)
+    if hasattr(measured, "windows"):
+        found = over_time(measured.windows, limits, _of_window)
+    else:
+        found = _of_window(measured, limits)
     return sorted(_linked(found), key=lambda finding: finding.rank)
 
 
-def verdict(findings: Sequence[Finding], snapshot: Snapshot) -> dict[str, str]:
+def _of_window(snapshot: Snapshot, limits: Thresholds) -> list[Finding]:
+    reading = Reading(snapshot)
+    found = [finding for rule in _RULES if (finding := rule(reading, limits)) is not None]
+    learning = not_learning(reading, limits, found)
+    return found if learning is None else [*found, learning]
+
+
+def verdict(findings: Sequence[Finding], measured: Snapshot | Trace) -> dict[str, str]:
     """The diagnosis in one sentence.
 
     Args:
         findings: What :func:`diagnose` returned.
-        snapshot: The snapshot it was given.
+        measured: The snapshot or the trace it was given.
 
     Returns:
         ``{"severity": ..., "sentence": ...}``; severity is that of the worst finding.
     """
     told = [finding for finding in findings if finding.severity != "info"]
     if not told:
-        return {"severity": "info", "sentence": _all_clear(findings, snapshot)}
+        return {"severity": "info", "sentence": _all_clear(findings, measured)}
     first, rest = told[0], told[1:]
     following = sum(1 for finding in rest if finding.follows_from)
     return {
@@ -120,8 +129,14 @@ def _remainder(count: int, following: int) -> str:
     return f"{further}{f', {following} of which follow from others' if following else ''}."
 
 
-def _all_clear(findings: Sequence[Finding], snapshot: Snapshot) -> str:
-    reading = Reading(snapshot)
+def _all_clear(findings: Sequence[Finding], measured: Snapshot | Trace) -> str:
+    if hasattr(measured, "windows"):
+        judged = main_phase(measured.windows)
+        if not judged:
+            return "Nothing was measured: the run has no finished window."
+        told = _all_clear(findings, judged[-1].snapshot)
+        return f"{told} Steps {judged[0].step} to {judged[-1].step}, {len(judged)} windows."
+    reading = Reading(measured)
     places = len(reading.rows)
     measured = any(known(row.get("shift_share")) for row in reading.rows)
     backward = any(known(row.get("grad_z_var")) for row in reading.linear)

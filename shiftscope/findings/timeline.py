@@ -1,0 +1,225 @@
+"""Findings of a run: when each first appeared, and where it is heading.
+
+Every window is diagnosed on its own; a finding of the run is that of its last window, dated by the
+first step from which it stood. What blocks learning often is not there at initialisation: a
+network with normalised weights starts without any shift and is all shift a few steps later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from shiftscope.findings.finding import Evidence, Finding, severity_rank, short
+from shiftscope.findings.origin import Origin, Window, find_origin
+from shiftscope.findings.reading import known
+from shiftscope.findings.thresholds import Thresholds
+from shiftscope.snapshot import Snapshot
+
+__all__ = ["main_phase", "over_time"]
+
+Diagnose = Callable[[Snapshot, Thresholds], list[Finding]]
+
+_SINGLE = frozenset({"not_learning", "coverage"})
+"""Causes that one window cannot tell in a run: of the first the course of the loss tells more."""
+
+_ENOUGH = 6
+"""Windows with a loss from which its course is judged."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One cause in one window."""
+
+    step: int
+    finding: Finding
+
+    @property
+    def level(self) -> int:
+        return severity_rank(self.finding.severity)
+
+
+def over_time(
+    windows: Sequence[Window], thresholds: Thresholds, diagnose: Diagnose
+) -> list[Finding]:
+    """Combine the findings of the windows of a run.
+
+    Args:
+        windows: In the order of steps. Windows of the main phase are judged (training, where there
+            are several); values that are not finite count in all of them.
+        thresholds: Limits.
+        diagnose: Diagnoses one window.
+
+    Returns:
+        One finding for each cause, unordered. Each has the evidence ``appeared_at_step``; those of
+        the past, that the last window does not have, are remarks.
+    """
+    judged = main_phase(windows)
+    if not judged:
+        return []
+    seen: dict[str, list[_Seen]] = {}
+    for window in judged:
+        for finding in diagnose(window.snapshot, thresholds):
+            seen.setdefault(finding.cause, []).append(_Seen(window.step, finding))
+    steps = [window.step for window in judged]
+    kept = {cause: told for cause, told in seen.items() if cause not in _SINGLE}
+    found = [_dated(told, steps) for cause, told in kept.items() if cause != "non_finite"]
+    if "coverage" in seen:
+        found.append(seen["coverage"][-1].finding)
+    return [*found, *_non_finite(windows, thresholds, diagnose), *_loss(judged, found)]
+
+
+def main_phase(windows: Sequence[Window]) -> list[Window]:
+    """The windows that a run is judged by: those of training, else those of the first phase."""
+    phases = list(dict.fromkeys(window.phase for window in windows))
+    chosen = "train" if "train" in phases else (phases[0] if phases else "")
+    return [window for window in windows if window.phase == chosen]
+
+
+def _dated(told: list[_Seen], steps: Sequence[int]) -> Finding:
+    last = told[-1]
+    if last.step != steps[-1]:
+        return _past(told, steps)
+    since = _unbroken(told, steps)
+    level = [entry for entry in since if entry.level >= last.level]
+    first = level[0].step
+    parts = [_when(first, steps)]
+    if since[0].step < first:
+        parts.append(f"milder ({since[0].finding.severity}) from step {since[0].step} on")
+    course = _course(told[0], last, first)
+    finding = last.finding
+    return replace(
+        finding,
+        title=f"{finding.title} ({', '.join(parts)})",
+        explanation=f"{finding.explanation} {course}".strip(),
+        evidence={**finding.evidence, "appeared_at_step": Evidence(first, unit="updates")},
+    )
+
+
+def _unbroken(told: list[_Seen], steps: Sequence[int]) -> list[_Seen]:
+    """The last stretch of windows in all of which the cause was seen."""
+    places = {step: place for place, step in enumerate(steps)}
+    stretch = [told[-1]]
+    for entry in reversed(told[:-1]):
+        if places[stretch[0].step] - places[entry.step] > 1:
+            break
+        stretch.insert(0, entry)
+    return stretch
+
+
+def _when(first: int, steps: Sequence[int]) -> str:
+    if first == steps[0]:
+        return "from the start" if first == 0 else f"from the first window, step {first}"
+    return f"appeared at step {first}"
+
+
+def _past(told: list[_Seen], steps: Sequence[int]) -> Finding:
+    worst = max(told, key=lambda entry: entry.level)
+    first, last = told[0].step, told[-1].step
+    return replace(
+        worst.finding,
+        severity="info",
+        title=f"Passed: {worst.finding.title} ({_span(first, last)}, not at step {steps[-1]})",
+        evidence={
+            **worst.finding.evidence,
+            "appeared_at_step": Evidence(first, unit="updates"),
+            "last_seen_at_step": Evidence(last, unit="updates"),
+        },
+        follows_from="",
+    )
+
+
+def _span(first: int, last: int) -> str:
+    return f"at step {first}" if first == last else f"between steps {first} and {last}"
+
+
+def _course(first: _Seen, last: _Seen, appeared: int) -> str:
+    """How the leading number of the finding moved from its first to its last window."""
+    name = next(iter(last.finding.evidence), "")
+    old, new = first.finding.evidence.get(name), last.finding.evidence.get(name)
+    if first.step == last.step or old is None or new is None:
+        return ""
+    if not (known(old.value) and known(new.value)):
+        return ""
+    word = name.replace("_", " ")
+    return (
+        f"In this run the {word} went from {float(old.value):.3g} at step {first.step} to "
+        f"{float(new.value):.3g} at step {last.step}."
+    )
+
+
+def _non_finite(
+    windows: Sequence[Window], thresholds: Thresholds, diagnose: Diagnose
+) -> list[Finding]:
+    origin = find_origin(windows)
+    if origin is None:
+        return []
+    window = next(w for w in windows if (w.step, w.phase) == (origin.step, origin.phase))
+    found = [f for f in diagnose(window.snapshot, thresholds) if f.cause == "non_finite"]
+    return [_traced(finding, origin) for finding in found]
+
+
+def _traced(finding: Finding, origin: Origin) -> Finding:
+    place = f"{short(origin.site)}, stream {origin.stream}"
+    before = "; ".join(facts.text() for facts in origin.before)
+    history = "; ".join(facts.text() for facts in origin.history)
+    parts = [
+        f"The first value that is not finite appeared at step {origin.step} in {place}.",
+        "It came in with the data." if origin.inherited else "",
+        f"Computed just before it: {before}." if before else "",
+        f"The same stream earlier: {history}." if history else "",
+    ]
+    return replace(
+        finding,
+        title=(
+            f"NaN or infinite values appeared at step {origin.step} ({origin.phase}), first in "
+            f"{place}"
+        ),
+        sites=(origin.site, *(site for site in finding.sites if site != origin.site)),
+        explanation=" ".join([*(part for part in parts if part), finding.explanation]),
+        evidence={
+            "appeared_at_step": Evidence(origin.step, site=origin.site, unit="updates"),
+            "stream": Evidence(origin.stream, site=origin.site),
+            "nonfinite_values": Evidence(origin.values, unit="values"),
+        },
+    )
+
+
+def _loss(windows: Sequence[Window], others: Sequence[Finding]) -> list[Finding]:
+    """A loss that does not fall, where something that was found may be the reason."""
+    told = [(w.step, w.snapshot.manifest.get("loss")) for w in windows]
+    losses = [(step, float(loss)) for step, loss in told if loss is not None and known(loss)]
+    blocked = any(severity_rank(item.severity) >= severity_rank("serious") for item in others)
+    if len(losses) < _ENOUGH or not blocked:
+        return []
+    part = len(losses) // 3
+    first, last = (np.array([v for _, v in ends]) for ends in (losses[:part], losses[-part:]))
+    error = math.sqrt((float(first.var()) + float(last.var())) / max(1, part - 1))
+    if last.mean() < first.mean() - 2 * error:
+        return []
+    return [_stalled(losses, (float(first.mean()), float(last.mean()), error))]
+
+
+def _stalled(losses: Sequence[tuple[int, float]], means: tuple[float, float, float]) -> Finding:
+    first, last, error = means
+    span = f"between steps {losses[0][0]} and {losses[-1][0]}"
+    return Finding(
+        cause="not_learning",
+        severity="serious",
+        title=f"The loss does not fall {span}: {first:.3g} before, {last:.3g} after",
+        sites=(),
+        evidence={
+            "loss_change": Evidence(last - first, se=error, unit="nats or units of the loss"),
+            "windows": Evidence(len(losses), unit="windows"),
+        },
+        threshold=("loss_change", 0.0),
+        source="last third of the windows against the first third, two standard errors",
+        explanation=(
+            "A network of which something is seriously wrong, and whose loss stands still, will "
+            "hardly be helped by more steps."
+        ),
+        advice="Remove what blocks it (the findings above) and start again.",
+    )
