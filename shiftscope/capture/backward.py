@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
@@ -43,7 +44,7 @@ def hook_linear(
         count: Whether a missing gradient of this call is to be noted.
     """
     if out.grad_fn is None:
-        if op.weight.requires_grad and count:
+        if op.weight.requires_grad and count and torch.is_grad_enabled():
             state.notes["ran outside of autograd (a custom function?): no gradient"] = None
         return
     call = _Call(recorder, state)
@@ -53,7 +54,7 @@ def hook_linear(
     name = "grad_z" if shared else "grad_z_alone"
     node.register_hook(_Outgoing(call, name, _z_layout(op, core is not None, out)))
     if count:
-        state.hooked += 1
+        recorder.tell(state, "hooked")
     if edge is not None and shared:
         _hook_share(call, out, edge, _x_layout(op))
 
@@ -77,7 +78,7 @@ def hook_activation(
     top = out.grad_fn if rebased is None else rebased[0]
     top.register_hook(_Outgoing(call, "grad_a", layout))
     if count:
-        state.hooked += 1
+        recorder.tell(state, "hooked")
     if rebased is None:
         # GLU halves the width: its input gradient has the input's shape, not the output's.
         _hook_share(call, out, edge, _as_given(dim, tuple(op.x.shape)), name="grad_z")
@@ -88,15 +89,21 @@ def hook_activation(
 class _Call:
     """One call of an op: the site, and how often a gradient has come back to it."""
 
-    __slots__ = ("fired", "recorder", "state")
+    __slots__ = ("epoch", "fired", "recorder", "state")
 
     def __init__(self, recorder: Recorder, state: SiteState) -> None:
         self.recorder = weakref.ref(recorder)
+        self.epoch = recorder.epoch
         self.state = state
         self.fired = 0
 
-    def record(self, name: str, grad: Tensor, arrange: Arrange) -> None:
+    def open(self) -> Recorder | None:
+        """The recorder, while the step of this call has not ended."""
         recorder = self.recorder()
+        return recorder if recorder is not None and recorder.epoch == self.epoch else None
+
+    def record(self, name: str, grad: Tensor, arrange: Arrange) -> None:
+        recorder = self.open()
         if recorder is None:
             return
         tensor, dim = arrange(grad.detach())
@@ -112,14 +119,16 @@ class _Outgoing:
         self.call, self.name, self.arrange = call, name, arrange
 
     def __call__(self, grad_inputs: Gradients, grad_outputs: Gradients) -> None:
-        if grad_outputs[0] is None:
+        recorder = self.call.open()
+        if grad_outputs[0] is None or recorder is None:
             return
         self.call.fired += 1
         if self.call.fired == 1:
-            self.call.state.arrived += 1
-            self.call.state.shares_due += self.name != "grad_z_alone"
+            recorder.tell(self.call.state, "arrived")
+            if self.name != "grad_z_alone":
+                recorder.tell(self.call.state, "shares_due")
         else:
-            self.call.state.repeated += 1
+            recorder.tell(self.call.state, "repeated")
         self.call.record(self.name, grad_outputs[0], self.arrange)
 
 
@@ -139,8 +148,10 @@ class _Shares:
             self.total = grad.detach() if held is None else held + grad.detach()  # type: ignore[assignment]
         if self.parts == self.expected:
             total, self.parts, self.total = self.total, 0, None
-            if total is not None:
-                self.call.state.shares += self.call.fired <= 1
+            recorder = self.call.open()
+            if total is not None and recorder is not None:
+                if self.call.fired <= 1:
+                    recorder.tell(self.call.state, "shares")
                 self.call.record(self.name, total, self.arrange)
 
 

@@ -32,12 +32,14 @@ class FusedOp:
         obstacle: Why this call cannot be unfused exactly; None when it can.
         labels: Op labels inside: what the parts are called in site names.
         pooled: Whether its parts run once a time step, and are one place each.
+        exact: Whether the result is the same bit for bit, so that it may stand in for the op.
     """
 
     run: Callable[[Any, tuple[Any, ...], Mapping[str, Any], dict[str, str]], Any]
     obstacle: Callable[[tuple[Any, ...], Mapping[str, Any]], str | None]
     labels: Mapping[str, str] = field(default_factory=dict)
     pooled: bool = False
+    exact: bool = False
 
 
 def _never(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
@@ -82,7 +84,7 @@ def _cell(run: Callable[..., Any]) -> FusedOp:
 
 
 FUSED_OPS: dict[Any, FusedOp] = {
-    F.multi_head_attention_forward: FusedOp(_attention, _never, {"linear": "in_proj"}),
+    F.multi_head_attention_forward: FusedOp(_attention, _never, {"linear": "in_proj"}, exact=True),
     torch.lstm: _recurrent(recurrent.lstm),
     torch.gru: _recurrent(recurrent.gru),
     torch.rnn_tanh: _recurrent(recurrent.rnn_tanh),

@@ -9,6 +9,7 @@ it is removed again, whatever happened, and copies of a watched model carry iner
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -22,13 +23,14 @@ from shiftscope.capture.activation_ops import ACTIVATION_OPS, parse_activation
 from shiftscope.capture.backward import hook_activation, hook_linear
 from shiftscope.capture.fused import FUSED_OPS
 from shiftscope.capture.graph import edge_of, feature_dim_of
-from shiftscope.capture.linear_ops import LINEAR_OPS
-from shiftscope.capture.recorder import Recorder
+from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
+from shiftscope.capture.plans import ActivationPlan, LinearPlan
+from shiftscope.capture.recorder import Recorder, SiteState
 from shiftscope.capture.sites import Frame, Names
 
 __all__ = ["Attachment"]
 
-Handler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+Handler = Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Attachment:
@@ -39,18 +41,29 @@ class Attachment:
         recorder: Where the numbers go.
         unfuse: Run fused attention and recurrent layers as their equivalent unfused parts, so that
             their inside is measured. Only for passes whose output nobody else uses.
+        choose: For live use: called when a forward pass begins, gives the recorder it is to be
+            recorded by, or None where it is not. Fused ops are then looked into only where the
+            result stays the same bit for bit.
     """
 
-    def __init__(self, model: nn.Module, recorder: Recorder, *, unfuse: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recorder: Recorder,
+        *,
+        unfuse: bool = False,
+        choose: Callable[[], Recorder | None] | None = None,
+    ) -> None:
         self.recorder = recorder
         self.names = Names(model)
-        self.unfuse = unfuse
+        self.unfuse, self.choose = unfuse, choose
         self.forwards = 0
         self.called: set[str] = set()
         self.measured: set[str] = set()
         self.parameters: set[int] = set()
         self.gaps: dict[tuple[str, str], None] = {}
-        self.hidden = threading.local()
+        self._model = weakref.ref(model)
+        self._local = threading.local()
         self._handles: list[Any] = []
         self._handlers: dict[Any, Handler] = {
             **dict.fromkeys(LINEAR_OPS, self._linear),
@@ -67,7 +80,9 @@ class Attachment:
                     self.gap(path, "a TorchScript module: no hook and no mode sees its inside")
                     continue
                 self._handles += [
-                    module.register_forward_pre_hook(_Enter(self, path), with_kwargs=True),
+                    module.register_forward_pre_hook(
+                        _Enter(self, path, _fast_path(module)), with_kwargs=True
+                    ),
                     module.register_forward_hook(_Leave(self), always_call=True),
                 ]
         except BaseException:
@@ -79,11 +94,24 @@ class Attachment:
         """Remove everything again."""
         self.detach()
 
+    def refresh(self) -> None:
+        """Read the names of the model anew: modules may have been added or swapped."""
+        model = self._model()
+        if model is not None:
+            self.names = Names(model)
+
+    @property
+    def attached(self) -> bool:
+        """Whether hooks are installed."""
+        return bool(self._handles)
+
     def detach(self) -> None:
         """Remove all hooks and a mode that an interrupt may have left behind; idempotent."""
         while self._handles:
             self._handles.pop().remove()
-        self._unwind()
+        run = getattr(self._local, "run", None)
+        if run is not None:
+            self._unwind(run)
 
     def gap(self, path: str, reason: str) -> None:
         """Note something that is not measured, once."""
@@ -92,81 +120,87 @@ class Attachment:
 
     # -- the stack of running modules ---------------------------------------------------------
 
-    @property
-    def stack(self) -> list[Frame]:
-        """The running modules of this thread, outermost first."""
-        if not hasattr(self.hidden, "stack"):
-            self.hidden.stack = []
-        return self.hidden.stack  # type: ignore[no-any-return]
-
-    @property
-    def recomputing(self) -> bool:
-        """Whether this thread's forward is a recomputation inside a backward pass."""
-        return bool(getattr(self.hidden, "recomputing", False))
-
-    @property
-    def where(self) -> tuple[int, int]:
-        """``(number of the forward pass, samples in it)``."""
-        return getattr(self.hidden, "where", (0, 1))
-
-    def enter(self, module: nn.Module, path: str, args: Any, kwargs: Any) -> None:
+    def enter(self, module: nn.Module, path: str, args: Any, kwargs: Any, fast: bool) -> None:
         """A module begins its forward."""
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return
-        if not self.stack:
-            self._begin(args, kwargs)
-        self.stack.append(Frame(path, module))
-        if not self.recomputing:
+        try:
+            run = self._local.run
+        except AttributeError:
+            run = self._local.run = _Run()
+        stack = run.stack
+        if stack and module is self._model() and not _is_running(module):
+            self._unwind(run)  # an interrupt, which runs no forward hook, left these behind
+        if not stack:
+            self._begin(run, args, kwargs)
+        recorder = run.recorder
+        if recorder is None:
+            stack.append(Frame(path, module))
+            return
+        plans = recorder.plans
+        if plans is None:
+            stack.append(Frame(path, module))
+        else:
+            known = plans.get(path)
+            if known is None:
+                known = plans.setdefault(path, [])
+            stack.append(Frame(path, module, plans=known))
+        if not run.recomputing:
             self.called.add(path)
+        if fast and self.choose is not None and run.paused is None and _takes_fast_path(module):
+            self._pause(run, module, path)
 
     def leave(self, module: nn.Module) -> None:
         """A module ended its forward, by return or by exception."""
-        stack = self.stack
+        run = getattr(self._local, "run", None)
+        if run is None:
+            return
+        stack = run.stack
+        if run.paused is module:
+            run.paused = None
+            run.mode.__enter__()
         for index in range(len(stack) - 1, -1, -1):
             if stack[index].module is module:
                 del stack[index:]
                 break
         if not stack:
-            self._unwind()
+            self._unwind(run)
 
-    def _begin(self, args: Any, kwargs: Any) -> None:
+    def _begin(self, run: _Run, args: Any, kwargs: Any) -> None:
         # Inside a backward pass a forward is a checkpoint's recomputation: its values were
         # recorded before; only its gradients are new (and only in the reentrant kind).
-        self.hidden.recomputing = torch._C._current_graph_task_id() != -1
-        if not self.recomputing:
+        run.recomputing = torch._C._current_graph_task_id() != -1
+        if not run.recomputing:
+            run.recorder = self.recorder if self.choose is None else self.choose()
             with self._lock:
                 self.forwards += 1
-                self.hidden.where = (self.forwards, _samples(args, kwargs))
-        self.hidden.mode = _Mode(self)
-        self.hidden.mode.__enter__()
+                run.where = (self.forwards, _samples(args, kwargs))
+        if run.recorder is not None:
+            run.mode = _Mode(self._handlers, run)
+            run.mode.__enter__()
 
-    def _unwind(self) -> None:
-        """Take our mode off this thread's stack; others that lie above are put back."""
-        mode = getattr(self.hidden, "mode", None)
-        self.hidden.mode = None
-        self.stack.clear()
-        if mode is None:
-            return
-        above = []
-        while torch._C._len_torch_function_stack():
-            top = torch._C._pop_torch_function_stack()
-            if top is mode:
-                break
-            above.append(top)
-        for other in reversed(above):
-            torch._C._push_on_torch_function_stack(other)
+    def _pause(self, run: _Run, module: nn.Module, path: str) -> None:
+        """Under any mode these modules leave their fused kernel, whose output differs."""
+        self.gap(path, "fused inference path: its inside is not measured")
+        run.paused = module
+        _remove(run.mode)
+
+    def _unwind(self, run: _Run) -> None:
+        """Take our mode off this thread's stack."""
+        mode, run.mode, run.paused = run.mode, None, None
+        run.stack.clear()
+        if mode is not None:
+            _remove(mode)
 
     # -- ops ----------------------------------------------------------------------------------
 
-    def intercept(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one torch function, recording it when it is a linear map or an activation."""
-        handler = self._handlers.get(func)
-        if handler is None or not self.stack:
+    def _linear(self, run: _Run, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not run.stack:
             return func(*args, **kwargs)
-        return handler(func, args, kwargs)
-
-    def _linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        frame = self.stack[-1]
+        frame = run.stack[-1]
+        plan = _next_plan(run, frame, func, args, kwargs)
+        if plan is not None:
+            return plan.run(run.recorder, run.where, args, kwargs)
         op = LINEAR_OPS[func](args, kwargs, lambda tensor: self.names.is_weight(tensor, frame))
         if op is None or not _plain(op.x):
             return func(*args, **kwargs)
@@ -174,52 +208,83 @@ class Attachment:
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor) or not _plain(out):
             return out
+        recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.linear(frame, op.op, op.weight)
-        if self.recomputing:
-            state = self.recorder.states.get(site)
+        if run.recomputing:
+            state = recorder.states.get(site)
         else:
-            state = self.recorder.linear(site, frame.path, op, out, self.where)
+            state = recorder.linear(site, frame.path, op, out, run.where)
             self._mark(frame, op.weight)
-        if state is not None:
-            hook_linear(self.recorder, state, op, out, edge, count=not self.recomputing)
+        if state is None:
+            return out
+        hook_linear(recorder, state, op, out, edge, count=not run.recomputing)
+        if frame.plans is not None and not run.recomputing:
+            self._keep_weight(recorder, state, op)
+            plan = LinearPlan.of(recorder, state, func, args, kwargs, op, out)
+            if plan is not None:
+                plan.learn(out, edge)
+            _remember(frame, plan, counted)
         return out
 
-    def _activation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        frame = self.stack[-1]
+    def _activation(
+        self, run: _Run, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if not run.stack:
+            return func(*args, **kwargs)
+        frame = run.stack[-1]
+        plan = _next_plan(run, frame, func, args, kwargs)
+        if plan is not None:
+            return plan.run(run.recorder, run.where, args, kwargs)
         op = parse_activation(func, args, kwargs)
         if op is None or not _plain(op.x) or op.x.dim() == 0:
             return func(*args, **kwargs)
+        recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.activation(frame, op.op)
         dim = feature_dim_of(op.x) if op.elementwise else -1
         edge = edge_of(op.x)
-        if self.recomputing:
-            state, z = self.recorder.states.get(site), None
+        if run.recomputing:
+            state, z = recorder.states.get(site), None
         else:
-            state, z = self.recorder.activation(site, frame.path, op, dim)
+            state, z = recorder.activation(site, frame.path, op, dim)
+            if frame.plans is not None:
+                plan = ActivationPlan.of(recorder, state, func, args, kwargs, op, dim)
         out = func(*args, **kwargs)
         if state is None or not isinstance(out, Tensor):
             return out
         if z is not None:
-            self.recorder.activated(state, z, out, dim, self.where)
-        hook_activation(self.recorder, state, op, out, dim, edge, count=not self.recomputing)
+            recorder.activated(state, z, out, dim, run.where)
+        hook_activation(recorder, state, op, out, dim, edge, count=not run.recomputing)
+        if frame.plans is not None and not run.recomputing:
+            if plan is not None and edge is not None:
+                plan.learn(out, edge)
+            _remember(frame, plan, counted)
         return out
 
-    def _fused(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        frame = self.stack[-1]
+    def _fused(self, run: _Run, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not run.stack:
+            return func(*args, **kwargs)
+        frame = run.stack[-1]
         fused = FUSED_OPS[func]
-        reason = (
-            fused.obstacle(args, kwargs) if self.unfuse else "fused op: its inside is not measured"
-        )
+        if self.unfuse or (self.choose is not None and fused.exact):
+            reason = fused.obstacle(args, kwargs)
+        else:
+            reason = "fused op: its inside is not measured"
         if reason is not None:
             self.gap(frame.path, reason)
             return func(*args, **kwargs)
         inner = Frame(frame.path, frame.module, frame.counts, dict(fused.labels), fused.pooled)
-        self.stack.append(inner)
+        run.stack.append(inner)
         try:
-            with _Mode(self):
+            with _Mode(self._handlers, run):
                 return fused.run(func, args, kwargs, inner.label)
         finally:
-            self.stack.remove(inner)
+            run.stack.remove(inner)
+
+    def _keep_weight(self, recorder: Any, state: SiteState, op: LinearOp) -> None:
+        """A weight that no module holds when nothing runs is read now: it may not exist later."""
+        weight = op.weight if op.weight._base is None else op.weight._base
+        if recorder.detail and id(weight) not in self.names.owners:
+            recorder.read_weight_now(state, op)
 
     def _mark(self, frame: Frame, weight: Tensor) -> None:
         owner = self.names.owner_of(weight)
@@ -230,12 +295,26 @@ class Attachment:
             self.parameters.add(id(weight if weight._base is None else weight._base))
 
 
-class _Mode(TorchFunctionMode):
-    """Hands every torch function to the attachment."""
+class _Run:
+    """One thread's forward pass through the model."""
 
-    def __init__(self, attachment: Attachment) -> None:
+    __slots__ = ("mode", "paused", "recomputing", "recorder", "stack", "where")
+
+    def __init__(self) -> None:
+        self.stack: list[Frame] = []
+        self.mode: Any = None
+        self.paused: nn.Module | None = None
+        self.recomputing = False
+        self.recorder: Any = None
+        self.where = (0, 1)
+
+
+class _Mode(TorchFunctionMode):
+    """Hands the torch functions that matter to their handlers."""
+
+    def __init__(self, handlers: dict[Any, Handler], run: _Run) -> None:
         super().__init__()
-        self._intercept = attachment.intercept
+        self._handlers, self._run = handlers, run
 
     def __torch_function__(
         self,
@@ -244,7 +323,70 @@ class _Mode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return self._intercept(func, args, kwargs or {})
+        handler = self._handlers.get(func)
+        if handler is None:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        return handler(self._run, func, args, kwargs or {})
+
+
+def _remove(mode: Any) -> None:
+    """Take a mode off this thread's stack; others that lie above are put back."""
+    above = []
+    while torch._C._len_torch_function_stack():
+        top = torch._C._pop_torch_function_stack()
+        if top is mode:
+            break
+        above.append(top)
+    for other in reversed(above):
+        torch._C._push_on_torch_function_stack(other)
+
+
+def _is_running(module: nn.Module) -> bool:
+    """Whether a forward of this very module is under way in this thread (it calls itself)."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "forward" and frame.f_locals.get("self") is module:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _fast_path(module: nn.Module) -> bool:
+    kinds = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+    return isinstance(module, kinds)
+
+
+def _takes_fast_path(module: nn.Module) -> bool:
+    return not module.training and not torch.is_grad_enabled()
+
+
+def _next_plan(run: _Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    """The plan of this call, if it is the one that is known at this place."""
+    plans = frame.plans
+    if plans is None:
+        return None
+    index = frame.index
+    frame.index = index + 1
+    if index >= len(plans) or run.recomputing:
+        return None
+    plan = plans[index]
+    if plan is None or not plan.fits(func, args, kwargs):
+        return None
+    if plan.count is not None:
+        frame.counts[plan.count[0]] = plan.count[1]
+    return plan
+
+
+def _remember(frame: Frame, plan: Any, counted: dict[str, int]) -> None:
+    """Keep the plan of the op that has just run, with what it added to the names of the frame."""
+    plans = frame.plans
+    if plans is None:
+        return
+    if plan is not None:
+        new = [item for item in frame.counts.items() if item not in counted.items()]
+        plan.count = new[0] if new else None
+    plans.extend([None] * (frame.index - len(plans)))
+    plans[frame.index - 1] = plan
 
 
 class _Hook:
@@ -264,16 +406,16 @@ class _Hook:
 
 
 class _Enter(_Hook):
-    __slots__ = ("_path",)
+    __slots__ = ("_fast", "_path")
 
-    def __init__(self, attachment: Attachment, path: str) -> None:
+    def __init__(self, attachment: Attachment, path: str, fast: bool) -> None:
         super().__init__(attachment)
-        self._path = path
+        self._path, self._fast = path, fast
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         attachment = self._attachment()
         if attachment is not None:
-            attachment.enter(module, self._path, args, kwargs)
+            attachment.enter(module, self._path, args, kwargs, self._fast)
 
 
 class _Leave(_Hook):

@@ -22,10 +22,11 @@ from shiftscope.record import STREAMS, SiteInfo, SiteRecord, Stream, WeightFacts
 from shiftscope.tally import Counts, Extrema, Moments, RowSample
 from shiftscope.theory.saturation import saturation_bounds
 
-__all__ = ["Recorder", "Settings", "SiteState"]
+__all__ = ["RANK_STRIDE", "Recorder", "Settings", "SiteState", "keep_weight"]
 
 _INPUT_ROWS = 128
-_RANK_STRIDE = 2**40
+RANK_STRIDE = 2**40
+"""Ranks sample from row numbers that far apart."""
 _ELEMENTS = 2**22
 
 
@@ -46,7 +47,7 @@ class Settings:
     sample_budget: int = 2**25
 
 
-@dataclass
+@dataclass(eq=False)
 class SiteState:
     """The growing numbers of one site."""
 
@@ -65,6 +66,13 @@ class SiteState:
     shares: int = 0
     notes: dict[str, None] = field(default_factory=dict)
 
+    def restart(self) -> None:
+        """Forget the numbers of a window; what is known of the op stays."""
+        self.streams, self.seen, self.notes, self.mean_input = {}, {}, {}, None
+        self.calls = self.samples = self.hooked = self.arrived = 0
+        self.repeated = self.shares_due = self.shares = 0
+        self.forward = -1
+
 
 class Recorder:
     """Records for one window.
@@ -76,6 +84,8 @@ class Recorder:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.states: dict[str, SiteState] = {}
+        self.epoch = 0
+        self.plans: dict[str, list[Any]] | None = None
         self._lock = threading.Lock()
         self._memory = threading.local()
 
@@ -116,7 +126,7 @@ class Recorder:
             if a is not None:
                 self._add(state, "a", a, inputs.numel() // max(1, inputs.shape[x_dim]))
             state.mean_input = mean_input.merge(state.mean_input)
-            _keep_weight(state, op)
+            keep_weight(state, op)
             self._count(state, where)
         return state
 
@@ -158,6 +168,11 @@ class Recorder:
         with self._lock:
             self._add(state, name, stream, grad.numel() // grad.shape[dim])
 
+    def tell(self, state: SiteState, name: str) -> None:
+        """Count something that happened at a site; called from autograd's threads."""
+        with self._lock:
+            setattr(state, name, getattr(state, name) + 1)
+
     # -- reductions ---------------------------------------------------------------------------
 
     def reduce(
@@ -178,7 +193,7 @@ class Recorder:
         rounding acts on them and not on the small result.
         """
         values = tensor.detach()
-        start = state.seen.get(name, 0) + self.settings.rank * _RANK_STRIDE
+        start = state.seen.get(name, 0) + self.settings.rank * RANK_STRIDE
         size = self._sample_size(values.shape[dim]) if rows is None else rows
         known = self._recall(tensor, dim, start, size)
         if known is None:
@@ -279,7 +294,8 @@ def _variants(site: str) -> Iterator[str]:
         number += 1
 
 
-def _keep_weight(state: SiteState, op: LinearOp) -> None:
+def keep_weight(state: SiteState, op: LinearOp) -> None:
+    """Remember the effective weight of the last call, for the facts of the window."""
     before = state.weight
     if (
         before is not None

@@ -35,7 +35,7 @@ def clean_path(path: str) -> str:
     return _WRAPPER_SEGMENTS.sub("", path).rstrip(".")
 
 
-@dataclass
+@dataclass(slots=True)
 class Frame:
     """One running call of a module.
 
@@ -45,6 +45,8 @@ class Frame:
         counts: How often each op label was named in this call.
         label: Overrides the op label while a fused op is looked into.
         pooled: Whether further calls of one label are the same place (time steps of a loop).
+        plans: What is known of the ops of this module from earlier calls, in order.
+        index: Number of the next op.
     """
 
     path: str
@@ -52,6 +54,8 @@ class Frame:
     counts: dict[str, int] = field(default_factory=dict)
     label: dict[str, str] = field(default_factory=dict)
     pooled: bool = False
+    plans: list[Any] | None = None
+    index: int = 0
 
 
 class Names:

@@ -1,0 +1,503 @@
+"""Recording at every step, cheaply: means and variances of all four streams, and mean inputs.
+
+Each tensor is read once (:mod:`shiftscope.capture.readings`); a tensor that two sites share is read
+for both. At the end of a step all readings are merged at once into float64 accumulators
+(:mod:`shiftscope.capture.blocks`); until then they can be thrown away, which is how a step whose
+scaled gradients overflowed is set apart. Where a reading must not be trusted its place is read
+exactly from the next step on, and its neurons of this step are flagged.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shiftscope.capture.activation_ops import ActivationOp
+from shiftscope.capture.blocks import BIG, COARSE, LOST, SMALL, Block, Key
+from shiftscope.capture.linear_ops import LinearOp
+from shiftscope.capture.mean_inputs import MeanImages, rows_input
+from shiftscope.capture.readings import (
+    IMAGE,
+    OTHER,
+    ROWS,
+    Reading,
+    anchor_of,
+    kind_of,
+    read,
+    read_centred,
+)
+from shiftscope.capture.recorder import Recorder, Settings, SiteState, keep_weight
+from shiftscope.capture.sampling import PICTURE_ROWS, Sampler
+from shiftscope.capture.weights import MeanInput, rounding_scale
+from shiftscope.record import SiteInfo, SiteRecord, Stream
+from shiftscope.tally import Counts, Extrema, Moments
+from shiftscope.theory.saturation import saturation_bounds
+
+__all__ = ["LeanRecorder"]
+
+_GAINS = (1.0, 2.0**64, 2.0**120)
+_RECENT = 4
+_MANY = 2**23
+"""Columns of unmerged readings that are merged before the step has ended."""
+
+Event = tuple[SiteState, str, int]
+
+
+class _Local(threading.local):
+    """What one thread read last."""
+
+    def __init__(self) -> None:
+        self.recent: list[tuple[Any, int, tuple[Any, ...], Reading | Moments, int]] = []
+        self.forward = -1
+        self.counted: set[SiteState] = set()
+
+
+class LeanRecorder(Recorder):
+    """Records moments at every step, and row samples at the steps that ask for details.
+
+    Args:
+        settings: What to record.
+        scaler: The GradScaler in use, so that gradients can be divided by its scale.
+    """
+
+    def __init__(self, settings: Settings, scaler: Any = None) -> None:
+        super().__init__(settings)
+        self.scaler = scaler
+        self.detail = False
+        self.plans: dict[str, list[Any]] = {}
+        self.slots: list[tuple[SiteState, str]] = []
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._levels: list[int] = []
+        self._highest: list[int] = []
+        self._exact: list[bool] = []
+        self._centred: list[bool] = []
+        self._imaged: list[bool] = []
+        self._totals: dict[int, Moments] = {}
+        self._lost: dict[int, Tensor] = {}
+        self._pending: list[tuple[int, Reading | Moments]] = []
+        self._events: list[Event] = []
+        self._images: list[tuple[SiteState, LinearOp, Tensor, int]] = []
+        self._sampler = Sampler(settings)
+        self._mean_images = MeanImages()
+        self._local = _Local()
+        self._block: Block | None = None
+        self.itself = weakref.ref(self)
+        self._verdict: tuple[Block, Tensor, Any] | None = None
+
+    # -- during a step --------------------------------------------------------------------------
+
+    def slot(self, state: SiteState, name: str) -> int:
+        """The number under which a stream of a site is written."""
+        key = (state.info.site, name)
+        with self._lock:
+            number = self._numbers.get(key)
+            if number is None:
+                number = self._numbers[key] = len(self.slots)
+                self.slots.append((state, name))
+                self._levels.append(0)
+                self._highest.append(len(_GAINS) - 1)
+                self._exact.append(False)
+                self._centred.append(False)
+                self._imaged.append(False)
+            return number
+
+    def tell(self, state: SiteState, name: str) -> None:
+        """Count something at the end of the step; safe from any thread."""
+        self._events.append((state, name, 1))
+
+    def look(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Reading | Moments | None:
+        """Read a tensor, unless this thread just did; None for a tensor without rows.
+
+        Args:
+            slot: Where the reading will be written.
+            tensor: What to read.
+            kind: How its neurons lie.
+            dim: Their dimension, where that is neither the last one nor the second.
+        """
+        if tensor.is_inference():
+            return self._fresh(slot, tensor, kind, dim)
+        anchor, version = anchor_of(tensor), tensor._version
+        shape = tensor.shape
+        width = shape[-1 if kind == ROWS else (1 if kind == IMAGE else dim)]
+        place = (tensor.storage_offset(), tensor.numel(), width, kind, tensor.stride()[-1])
+        recent = self._local.recent
+        for reference, known, where, reading, _ in recent:
+            if known == version and where == place and reference() is anchor:
+                return reading
+        made = self._fresh(slot, tensor, kind, dim)
+        if made is not None:
+            recent.append((weakref.ref(anchor), version, place, made, slot))
+            if len(recent) > _RECENT:
+                del recent[0]
+        return made
+
+    def write(self, slot: int, reading: Reading | Moments | None) -> None:
+        """Keep a reading for the end of the step."""
+        if reading is not None:
+            self._pending.append((slot, reading))
+
+    def take(self, slot: int, tensor: Tensor, kind: int, dim: int = -1) -> None:
+        """Read and keep."""
+        reading = self.look(slot, tensor, kind, dim)
+        if reading is not None:
+            self._pending.append((slot, reading))
+
+    def sample(
+        self,
+        slot: int,
+        tensor: Tensor,
+        kind: int,
+        dim: int,
+        reading: Reading | Moments | None,
+        rows: int | None = None,
+    ) -> None:
+        """Keep some rows of a tensor for quantiles."""
+        self._sampler.put(slot, self._sampler.draw(slot, tensor, kind, dim, reading, rows))
+
+    def image(
+        self, state: SiteState, op: LinearOp, x: Tensor, reading: Reading | Moments | None
+    ) -> None:
+        """Keep the mean input image of a convolution."""
+        batch = x.detach() if op.batched else x.detach().unsqueeze(0)
+        if isinstance(reading, Reading) and reading.image is not None:
+            mean = reading.image
+            if reading.gain != 1.0:
+                mean = mean.double() / reading.gain
+        else:
+            mean = batch.mean(dim=0, dtype=torch.float64)
+            for *_, known, slot in self._local.recent:
+                if known is reading:  # ask for the image together with the rest next time
+                    self._imaged[slot] = True
+        self._images.append((state, op, mean.reshape(batch.shape[1:]), batch.shape[0]))
+
+    def _fresh(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Reading | Moments | None:
+        if tensor.numel() == 0:
+            return None
+        values = tensor.detach()
+        if kind == OTHER or self._exact[slot]:
+            place = -1 if kind == ROWS else (1 if kind == IMAGE else dim)
+            return Moments.of(values, place)
+        if self._centred[slot]:
+            return read_centred(values, kind)
+        if not self._levels[slot] or values.dtype == torch.float64:
+            return read(values, kind, image=self._imaged[slot])
+        gain = _GAINS[self._levels[slot]]
+        return read(values.float() * gain, kind)._replace(gain=gain, eps=_eps_of(values))
+
+    # -- the end of a step ----------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Merge what was read since the last flush."""
+        pending, events, images = self._withdraw()
+        inverse = self._inverse_scale()
+        exact = [(slot, r) for slot, r in pending if isinstance(r, Moments)]
+        plain = [(slot, r) for slot, r in pending if isinstance(r, Reading)]
+        for slot, moments in exact:
+            self._add_total(slot, self._unscaled(slot, moments, inverse))
+        if plain:
+            for device in dict.fromkeys(r.mean.device for _, r in plain):
+                self._merge([(s, r) for s, r in plain if r.mean.device == device], inverse)
+        for (state, name, number), times in Counter(events).items():
+            setattr(state, name, getattr(state, name) + number * times)
+        for state, op, mean, samples in images:
+            self._mean_images.add(state, op, mean, samples)
+        self._sampler.keep()
+        self.epoch += 1
+
+    def discard(self) -> None:
+        """Throw away what was read since the last flush."""
+        self._withdraw()
+        self._sampler.drop()
+        self.epoch += 1
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many readings wait that they should be merged at once."""
+        return (
+            len(self._pending) > 4096
+            and sum(len(r.mean) for _, r in self._pending if isinstance(r, Reading)) > _MANY
+        )
+
+    def _withdraw(self) -> tuple[list[Any], list[Event], list[Any]]:
+        with self._lock:
+            taken = self._pending, self._events, self._images
+            self._pending, self._events, self._images = [], [], []
+        self._local.recent.clear()
+        return taken
+
+    def _merge(self, writes: Sequence[tuple[int, Reading]], inverse: Tensor | None) -> None:
+        numbers: dict[int, int] = {}
+        readings: list[Reading] = []
+        places = []
+        for _, reading in writes:
+            number = numbers.get(id(reading))
+            if number is None:
+                number = numbers[id(reading)] = len(readings)
+                readings.append(reading)
+            places.append(number)
+        shapes = tuple([(r.mean.shape[0], r.eps) for r in readings])
+        key: Key = (tuple([slot for slot, _ in writes]), tuple(places), shapes)
+        if self._block is None or self._block.key != key:
+            self._fold()
+            gradient = [False] * len(readings)
+            for slot, number in zip(key[0], key[1], strict=True):
+                gradient[number] |= self.slots[slot][1].startswith("grad")
+            self._block = Block(key, readings, gradient)
+        self._heed(self._block, self._block.add(readings, inverse))
+
+    def _heed(self, block: Block, codes: Tensor | None) -> None:
+        """Change how doubtful places are read from now on; without waiting for the device."""
+        if codes is None:
+            return
+        if codes.device.type == "cpu":
+            self._mend(block, codes)
+            return
+        before = self._verdict
+        if before is not None:
+            if not before[2].query():
+                return
+            self._mend(before[0], before[1])
+        answer = torch.empty(codes.shape, dtype=torch.uint8, pin_memory=True)
+        answer.copy_(codes, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        self._verdict = (block, answer, done)
+
+    def _mend(self, block: Block, codes: Tensor) -> None:
+        """Multiply small gradients up; read exactly what is small beside its mean."""
+        values = codes.numpy()
+        if not (values & np.uint8(SMALL | COARSE | LOST)).any():
+            return
+        for slot, at in block.slots():
+            found, level = int(np.bitwise_or.reduce(values[at])), self._levels[slot]
+            if found & LOST and level:
+                # Multiplied too far: one step back, for good.
+                self._levels[slot], self._highest[slot] = level - 1, level - 1
+            elif found & LOST:
+                self._exact[slot] = True
+            elif found & COARSE:
+                self._centred[slot] = True
+            elif found & SMALL and not found & BIG:
+                self._levels[slot] = min(level + 1, self._highest[slot])
+
+    def _inverse_scale(self) -> Tensor | None:
+        scale = getattr(self.scaler, "_scale", None)
+        return None if scale is None else scale.detach().double().reciprocal()
+
+    def _unscaled(self, slot: int, moments: Moments, inverse: Tensor | None) -> Moments:
+        if inverse is None or not self.slots[slot][1].startswith("grad"):
+            return moments
+        factor = inverse.to(moments.mean.device)
+        return replace(
+            moments,
+            mean=moments.mean * factor,
+            m2=moments.m2 * factor.square(),
+            scale=moments.scale * factor,
+        )
+
+    # -- the end of a window --------------------------------------------------------------------
+
+    def _fold(self) -> None:
+        block, self._block = self._block, None
+        if block is None:
+            return
+        for slot, moments, lost in block.totals():
+            self._add_total(slot, moments)
+            if bool((lost > 0).any()):
+                before = self._lost.get(slot)
+                self._lost[slot] = lost if before is None else before + lost
+
+    def _add_total(self, slot: int, moments: Moments) -> None:
+        moments = moments.to("cpu")
+        before = self._totals.get(slot)
+        if before is not None and len(before.mean) != len(moments.mean):
+            state, name = self.slots[slot]
+            state.notes[f"{name} had several widths; only the first is kept"] = None
+            return
+        self._totals[slot] = moments if before is None else before.merge(moments)
+
+    def records(self, *, backward: bool = True) -> dict[str, SiteRecord]:
+        """The frozen records of all flushed steps since the last :meth:`restart`."""
+        self._fold()
+        for state in self.states.values():
+            state.streams.clear()
+        for slot, moments in self._totals.items():
+            self._to_stream(slot, moments)
+        self._mean_images.hand_out()
+        for state in self.states.values():
+            self._finish(state)
+        return super().records(backward=backward)
+
+    def restart(self) -> None:
+        """Begin a new window: forget the numbers, keep what is known of the ops."""
+        self._totals.clear()
+        self._lost.clear()
+        self._sampler.clear()
+        self._mean_images.clear()
+        for state in self.states.values():
+            state.restart()
+
+    def _to_stream(self, slot: int, moments: Moments) -> None:
+        state, name = self.slots[slot]
+        sample = self._sampler.get(slot)
+        counts = extrema = None
+        if sample is not None:
+            bounds = None
+            if state.info.kind == "activation" and name == "z":
+                bounds = saturation_bounds(state.info.op, dict(state.info.params))
+            extrema = Extrema.of(sample.rows)
+            if name == "z":
+                counts = Counts.of(sample.rows, saturated_outside=bounds)
+        lost = self._lost.get(slot)
+        if lost is not None:
+            none = torch.zeros_like(lost.long())
+            told = Counts(lost.long(), none, none, lost.long())
+            counts = told if counts is None else counts.merge(told)
+            state.notes[f"batches with non-finite values of {name}: neurons left out there"] = None
+        stream = Stream(moments, extrema, counts, sample)
+        state.streams[name] = stream
+        state.seen[name] = int(moments.count.max())
+
+    def _finish(self, state: SiteState) -> None:
+        op, z, a = state.weight, state.streams.get("z"), state.streams.get("a")
+        if op is None or z is None or a is None or op.x2 is not None:
+            return
+        if op.patches is None and state.mean_input is None:
+            state.mean_input = rows_input(op, a.moments)
+        floor = rounding_scale(op, a)
+        if floor is not None:
+            scale = z.moments.scale
+            wider = torch.where(scale > 0, torch.maximum(scale, floor.cpu()), 0.0)
+            state.streams["z"] = replace(z, moments=replace(z.moments, scale=wider))
+
+    # -- one op, parsed anew --------------------------------------------------------------------
+
+    def linear(
+        self, site: str, module: str, op: LinearOp, out: Tensor, where: tuple[int, int]
+    ) -> SiteState:
+        """Record a linear op that has just run (see :meth:`Recorder.linear`)."""
+        outputs = out if op.arrange_z is None else op.arrange_z(out.detach())
+        inputs = op.x if op.arrange_x is None else op.arrange_x(op.x.detach())
+        z_dim = op.z_dim if op.arrange_z is None else -1
+        x_dim = op.x_dim if op.arrange_x is None else -1
+        width = outputs.shape[z_dim]
+        state = self._state(SiteInfo(site, "linear", op.op, module, width, op.fan_in(width)))
+        self.linear_streams(state, op, inputs, outputs, (x_dim, z_dim))
+        keep_weight(state, op)
+        self.called(state, where)
+        return state
+
+    def linear_streams(
+        self,
+        state: SiteState,
+        op: LinearOp,
+        inputs: Tensor,
+        outputs: Tensor,
+        dims: tuple[int, int],
+    ) -> None:
+        """Read input and output of a linear op."""
+        x_kind, z_kind = kind_of(inputs, dims[0]), kind_of(outputs, dims[1])
+        if op.x2 is not None:
+            products = MeanInput.of(op, inputs)
+            a: Reading | Moments | None = products.moments.moments if products.moments else None
+            with self._lock:
+                state.mean_input = products.merge(state.mean_input)
+        else:
+            a = self.look(self.slot(state, "a"), inputs, x_kind, dims[0])
+        z_slot = self.slot(state, "z")
+        z = self.look(z_slot, outputs, z_kind, dims[1])
+        self.write(self.slot(state, "a"), a)
+        self.write(z_slot, z)
+        if op.patches is not None:
+            self.image(state, op, inputs, a)
+        if self.detail:
+            self.linear_samples(state, op, (inputs, outputs), (x_kind, z_kind), (a, z), dims)
+
+    def linear_samples(
+        self,
+        state: SiteState,
+        op: LinearOp,
+        tensors: tuple[Tensor, Tensor],
+        kinds: tuple[int, int],
+        readings: tuple[Any, Any],
+        dims: tuple[int, int] = (-1, -1),
+    ) -> None:
+        """Keep rows of the output, and of inputs that are rows themselves."""
+        z, a = self.slot(state, "z"), self.slot(state, "a")
+        self.sample(z, tensors[1], kinds[1], dims[1], readings[1])
+        if op.patches is None and op.x2 is None:
+            self.sample(a, tensors[0], kinds[0], dims[0], readings[0], PICTURE_ROWS)
+
+    def activation(
+        self, site: str, module: str, op: ActivationOp, dim: int
+    ) -> tuple[SiteState, Any]:
+        """Read the input of an activation op that is about to run."""
+        info = SiteInfo(
+            *(site, "activation", op.op, module, op.x.shape[dim], 0),
+            *(dict(op.params), op.elementwise),
+        )
+        state = self._state(info)
+        return state, self.before(self.slot(state, "z"), op.x, kind_of(op.x, dim), dim)
+
+    def before(self, slot: int, x: Tensor, kind: int, dim: int) -> Any:
+        """Read, and at steps with details copy rows of, what the op may overwrite."""
+        reading = self.look(slot, x, kind, dim)
+        sample = self._sampler.draw(slot, x, kind, dim, reading) if self.detail else None
+        return reading, sample
+
+    def activated(
+        self, state: SiteState, z: Any, out: Tensor, dim: int, where: tuple[int, int]
+    ) -> None:
+        """Record an activation op that has just run."""
+        self.after((self.slot(state, "z"), self.slot(state, "a")), z, out, kind_of(out, dim), dim)
+        self.called(state, where)
+
+    def after(self, slots: tuple[int, int], z: Any, out: Tensor, kind: int, dim: int) -> None:
+        """Keep the input that was read, and read the output."""
+        z_slot, a_slot = slots
+        self.write(z_slot, z[0])
+        a = self.look(a_slot, out, kind, dim)
+        self.write(a_slot, a)
+        if z[1] is not None:
+            self._sampler.put(z_slot, z[1])
+            self.sample(a_slot, out, kind, dim, a)
+
+    def called(self, state: SiteState, where: tuple[int, int]) -> None:
+        """Count a call, and the samples of its forward pass once."""
+        self._events.append((state, "calls", 1))
+        if self._local.forward != where[0]:
+            self._local.forward = where[0]
+            self._local.counted = set()
+        counted = self._local.counted
+        if state not in counted:
+            counted.add(state)
+            self._events.append((state, "samples", where[1]))
+
+    def arrived(self, state: SiteState, due: bool, share: bool, again: bool) -> None:
+        """A gradient came back to a call: for the first time, or once more."""
+        events = self._events
+        if again:
+            events.append((state, "repeated", 1))
+            return
+        events.append((state, "arrived", 1))
+        if due:
+            events.append((state, "shares_due", 1))
+        if share:
+            events.append((state, "shares", 1))
+
+    def gradient(self, state: SiteState, name: str, grad: Tensor, dim: int) -> None:
+        """Record one gradient stream; called from autograd's threads."""
+        if grad.shape[dim] and not grad.is_sparse:
+            self.take(self.slot(state, name), grad, kind_of(grad, dim), dim)
+
+
+def _eps_of(values: Tensor) -> float:
+    return float(torch.finfo(values.dtype).eps)

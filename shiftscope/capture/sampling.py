@@ -1,0 +1,104 @@
+"""Row samples of the steps that are recorded in detail, for quantiles, fractions and pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shiftscope.capture.readings import IMAGE, ROWS
+from shiftscope.capture.recorder import RANK_STRIDE, Settings
+from shiftscope.tally import RowSample
+
+__all__ = ["PICTURE_ROWS", "Sampler"]
+
+PICTURE_ROWS = 128
+"""Rows kept of the inputs of linear sites, for the heat maps."""
+_ELEMENTS = 2**21
+
+
+class Sampler:
+    """Draws rows by seeded priorities; drawn rows count only once their step is kept.
+
+    Args:
+        settings: Size and seed of the samples, and the rank.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._kept: dict[int, RowSample] = {}
+        self._drawn: list[tuple[int, RowSample]] = []
+        self._shared: dict[int, tuple[Any, int, RowSample]] = {}
+        self._seen: dict[int, int] = {}
+        self._order: tuple[tuple[Any, ...], RowSample] | None = None
+
+    def draw(
+        self, slot: int, tensor: Tensor, kind: int, dim: int, reading: Any, rows: int | None = None
+    ) -> RowSample | None:
+        """A sample of the rows of a tensor; one that was just read elsewhere is not copied again.
+
+        Args:
+            slot: The stream it belongs to.
+            tensor: ``[..., neurons]``, or channels in dimension 1 or ``dim``.
+            kind: How the neurons lie.
+            dim: Their dimension where it is neither.
+            reading: What :meth:`LeanRecorder.look` gave for it; None for no rows.
+            rows: Most rows to draw.
+        """
+        if reading is None:
+            return None
+        values, place = tensor.detach(), -1 if kind == ROWS else (1 if kind == IMAGE else dim)
+        width = values.shape[place]
+        room = min(_ELEMENTS, self.settings.sample_budget // 16) // max(1, width)
+        size = min(rows or self.settings.rows, self.settings.rows, max(64, room))
+        start = self._seen.get(slot, 0) + self.settings.rank * RANK_STRIDE
+        known = self._shared.get(id(reading))
+        if known is not None and known[0] is reading and known[1:] and known[1] == start:
+            sample = known[2]
+            return sample if sample.size <= size else sample.thin(size)
+        sample = self._rows_of(values, place, size, start)
+        self._shared[id(reading)] = (reading, start, sample)
+        return sample
+
+    def put(self, slot: int, sample: RowSample | None) -> None:
+        """Keep a drawn sample, if its step is kept."""
+        if sample is not None:
+            self._drawn.append((slot, sample))
+
+    def keep(self) -> None:
+        """The step ended well."""
+        drawn, self._drawn = self._drawn, []
+        self._shared.clear()
+        for slot, sample in drawn:
+            before = self._kept.get(slot)
+            if before is None or before.rows.shape[1] == sample.rows.shape[1]:
+                self._kept[slot] = sample if before is None else before.merge(sample)
+            self._seen[slot] = self._seen.get(slot, 0) + sample.seen
+
+    def drop(self) -> None:
+        """The step is set apart."""
+        self._drawn.clear()
+        self._shared.clear()
+
+    def get(self, slot: int) -> RowSample | None:
+        """What was kept of a stream."""
+        sample = self._kept.get(slot)
+        return None if sample is None else sample.to("cpu")
+
+    def clear(self) -> None:
+        """Begin a new window."""
+        self.drop()
+        self._kept.clear()
+
+    def _rows_of(self, values: Tensor, place: int, size: int, start: int) -> RowSample:
+        if values.dim() != 2 or place not in (-1, 1):
+            return RowSample.of(values, size, self.settings.seed, start, place)
+        count = values.shape[0]
+        key = (count, size, start, values.device)
+        if self._order is None or self._order[0] != key:
+            numbers = torch.arange(count, dtype=torch.float64, device=values.device).unsqueeze(1)
+            self._order = (key, RowSample.of(numbers, size, self.settings.seed, start))
+        order = self._order[1]
+        rows = values.index_select(0, order.rows[:, 0].long())
+        return RowSample(order.priority, rows, order.size, order.seed, order.seen)
