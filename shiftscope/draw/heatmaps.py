@@ -38,7 +38,7 @@ def sequential(color: str) -> Colormap:
     return sns.blend_palette(["#FFFFFF", color, DARKEST], as_cmap=True)
 
 
-_MISSING = "#C9CDD1"
+MISSING = "#C9CDD1"
 
 _AXES = {
     "W": ("Weights W", "input", "neuron"),
@@ -104,7 +104,7 @@ def heat_map(ax: Axes, values: Array, limit: float | None, label: str = "") -> A
     palette = diverging if signed else sequential(COLORS["forward"])
     image = ax.imshow(
         values,
-        cmap=palette.with_extremes(bad=_MISSING),
+        cmap=palette.with_extremes(bad=MISSING),
         vmin=-reach if signed else 0.0,
         vmax=reach,
         aspect="auto",
