@@ -30,6 +30,7 @@ _HOMES = {
     "compare": "comparison",
     "draw": "",
     "load": "snapshot",
+    "predict_depth": "prediction",
     "prescribe": "fix.prescribe",
     "release": "fix.constrain",
     "rescale_": "fix.initialise",

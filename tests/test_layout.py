@@ -28,6 +28,7 @@ RANK = {
     "snapshot": 2,
     "trace": 2,
     "findings": 3,
+    "prediction": 3,
     "comparison": 3,
     "draw": 4,
     "reporting": 5,

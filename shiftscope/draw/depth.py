@@ -51,6 +51,7 @@ def profile_over_depth(
     log10_grad_var: npt.ArrayLike,
     predicted: Mapping[str, Profile],
     names: Sequence[str] | None = None,
+    chain: Sequence[int] | None = None,
 ) -> Figure:
     """Draw measured shift share and gradient variance with their predictions, layer by layer.
 
@@ -59,6 +60,8 @@ def profile_over_depth(
         log10_grad_var: Measured log10 of the variance of ∇z, ``[layers]``.
         predicted: Predictions by what they are called in the legend.
         names: Names of the layers; None numbers them from 1.
+        chain: Number of the chain that each layer belongs to; lines of predictions end with it.
+            None for one chain.
 
     Returns:
         A figure of two panels.
@@ -68,8 +71,8 @@ def profile_over_depth(
     """
     figure = new_figure(2 * _PANEL)
     panels = figure.subplots(2, 1, sharex=True)
-    shares_over_depth(shift_share, predicted, names, ax=panels[0])
-    gradients_over_depth(log10_grad_var, predicted, names, ax=panels[1])
+    shares_over_depth(shift_share, predicted, names, chain, ax=panels[0])
+    gradients_over_depth(log10_grad_var, predicted, names, chain, ax=panels[1])
     panels[0].set_xlabel("")
     stack_panels(figure, list(panels), _PANEL, 0.6)
     return figure
@@ -80,6 +83,7 @@ def shares_over_depth(
     shift_share: npt.ArrayLike,
     predicted: Mapping[str, Profile],
     names: Sequence[str] | None = None,
+    chain: Sequence[int] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw the measured shift share of z with its predictions, layer by layer.
@@ -88,6 +92,8 @@ def shares_over_depth(
         shift_share: Measured share, ``[layers]``; NaN where missing.
         predicted: Predictions by what they are called in the legend.
         names: Names of the layers; None numbers them from 1.
+        chain: Number of the chain that each layer belongs to; lines of predictions end with it.
+            None for one chain.
         ax: Axes to draw on; None makes a new figure.
 
     Returns:
@@ -99,7 +105,7 @@ def shares_over_depth(
     ax, measured = new_axes(ax), np.asarray(shift_share, dtype=np.float64)
     title(ax, "Shift share of z")
     lines = {label: _fitting(label, p.shift_share, measured) for label, p in predicted.items()}
-    _draw(ax, measured, lines, "shift", names)
+    _draw(ax, measured, lines, "shift", names, chain)
     ax.set_ylim(-0.04, 1.04)
     ax.set_ylabel("between / total")
     return ax
@@ -110,6 +116,7 @@ def gradients_over_depth(
     log10_grad_var: npt.ArrayLike,
     predicted: Mapping[str, Profile],
     names: Sequence[str] | None = None,
+    chain: Sequence[int] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw the measured variance of ∇z with its predictions, layer by layer, in decades.
@@ -120,6 +127,8 @@ def gradients_over_depth(
         log10_grad_var: Measured log10 of the variance, ``[layers]``; NaN where missing.
         predicted: Predictions by what they are called in the legend.
         names: Names of the layers; None numbers them from 1.
+        chain: Number of the chain that each layer belongs to; lines of predictions end with it.
+            None for one chain.
         ax: Axes to draw on; None makes a new figure.
 
     Returns:
@@ -134,7 +143,7 @@ def gradients_over_depth(
         label: _anchored(_fitting(label, p.log10_grad_var, measured), measured)
         for label, p in predicted.items()
     }
-    _draw(ax, measured, lines, "backward", names)
+    _draw(ax, measured, lines, "backward", names, chain)
     ax.set_ylim(*span(measured, *lines.values(), least=1.0))
     decade_axis(ax.yaxis)
     return ax
@@ -146,16 +155,25 @@ def _draw(
     lines: Mapping[str, Array],
     quantity: str,
     names: Sequence[str] | None,
+    chain: Sequence[int] | None,
 ) -> None:
     """Theory as black lines, what was measured as coloured dots on top."""
     drawn = [measured, *lines.values()]
     if not any(np.isfinite(values).any() for values in drawn):
         not_measured(ax, "neither a measured nor a predicted value is known")
         return
-    where = np.arange(len(measured))
+    where = np.arange(len(measured), dtype=np.float64)
     for k, (label, values) in enumerate(lines.items()):
         style = _DASHES[k % len(_DASHES)]
-        ax.plot(where, values, style, color=COLORS["theory"], linewidth=1.1, label=label)
+        ax.plot(
+            *_cut(where, values, chain),
+            style,
+            color=COLORS["theory"],
+            linewidth=1.1,
+            marker="_",
+            markersize=9.0,
+            label=label,
+        )
     ax.plot(
         *(where, measured),
         color=COLORS[quantity],
@@ -169,6 +187,14 @@ def _draw(
     if names is None:
         ax.set_xlabel("layer")
     legend_above(ax)
+
+
+def _cut(where: Array, values: Array, chain: Sequence[int] | None) -> tuple[Array, Array]:
+    """The line with a gap behind every chain."""
+    if chain is None:
+        return where, values
+    ends = np.flatnonzero(np.diff(np.asarray(chain))) + 1
+    return np.insert(where, ends, np.nan), np.insert(values, ends, np.nan)
 
 
 def _fitting(label: str, values: npt.ArrayLike, measured: Array) -> Array:

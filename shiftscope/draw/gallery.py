@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from shiftscope.draw.angles import angle_histograms
 from shiftscope.draw.boxes import neuron_boxes
+from shiftscope.draw.depth import profile_over_depth
 from shiftscope.draw.heatmaps import stripes
 from shiftscope.draw.layers import layer_boxes
 from shiftscope.draw.names import plain_name, thinned
@@ -21,6 +22,7 @@ from shiftscope.draw.profile import depth_profile
 from shiftscope.draw.quantiles import BANDS, BOXES
 from shiftscope.draw.style import MANY, drawing, new_figure
 from shiftscope.draw.tables import column
+from shiftscope.prediction import DepthPrediction, predict_depth
 from shiftscope.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def figures(snapshot: Snapshot, findings: Sequence[Finding] = ()) -> list[NamedF
         _stripes(snapshot, findings),
         _angles(snapshot),
         _predicted(snapshot, findings),
+        _over_depth(snapshot),
     ]
     return [figure for figure in drawn if figure is not None]
 
@@ -197,6 +200,49 @@ def _predicted(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure |
         f"Predicted against measured shift of {len(known)} neurons, and gains of activations.",
         predicted_against_measured(snapshot, name),
     )
+
+
+def _over_depth(snapshot: Snapshot) -> NamedFigure | None:
+    prediction = predict_depth(snapshot)
+    if not np.isfinite(prediction.gradient_gain).any():
+        return None
+    cuts = len(prediction.cuts)
+    return NamedFigure(
+        "depth-prediction",
+        "Depth profile, predicted and measured",
+        "Coloured: measured. Black: mean-field theory for weights in random directions, from the "
+        "norms of these weights, the moments of z and the mean input (Kutsuna 2019, Propositions 4 "
+        "to 6; Schoenholz et al. 2017). Gradients start from the last layer of each chain. "
+        "Training correlates neurons and leaves this line: the distance is what training did."
+        + (
+            f" In {cuts} places the layers form no chain, and the line starts again."
+            if cuts
+            else ""
+        ),
+        _sentence(
+            f"Predicted and measured shift share and gradient variance of {len(prediction.sites)} "
+            "layers.",
+            _chi(prediction),
+        ),
+        profile_over_depth(
+            prediction.measured_share,
+            prediction.measured_log10_grad_var,
+            {"predicted": prediction},
+            list(map(plain_name, prediction.sites)),
+            prediction.chain,
+        ),
+    )
+
+
+def _chi(prediction: DepthPrediction) -> str:
+    """The gradient gain per layer in words, with the depth up to which such networks train."""
+    told = f"Gradient gain per layer (median): predicted {prediction.predicted_chi:.3g}"
+    if np.isfinite(prediction.measured_chi):
+        told += f", measured {prediction.measured_chi:.3g}"
+    depth = prediction.trainable_depth
+    if not depth < 1000:
+        return f"{told}."
+    return f"{told}; at that rate 3.3 decades, the most seen in training, last {depth:.0f} layers."
 
 
 def _shown_activations(snapshot: Snapshot, findings: Sequence[Finding]) -> list[str]:

@@ -6,8 +6,9 @@ Layer l computes ``y = W a + b``, possibly normalised neuron by neuron (batch no
 ``a = f(z)``. With η the mean squared norm of its rows and ξ that of its columns
 (Kutsuna 2019, Props. 4 and 5)
 
-* variance between the neurons of the next y: :math:`\eta^+ K(c)`, or
-  :math:`\eta^+ (K(c) - K(0))` if its weights sum to zero;
+* variance between the neurons of the next y: :math:`\eta^+ K(c) + \sigma_b^2`, or
+  :math:`\eta^+ (K(c) - K(0)) + \sigma_b^2` if its weights sum to zero, with the variance
+  :math:`\sigma_b^2` of its biases;
 * variance within them: :math:`\eta^+ (K(1) - K(c))`;
 * gradients: :math:`V(\nabla z) = \varphi_{bw}\, \xi^+\, V(\nabla y^+)`.
 
@@ -55,7 +56,9 @@ def profile_for_sites(
     *,
     constrained: bool | Sequence[bool] = False,
     normalized: bool | Sequence[bool] = False,
+    bias_var: npt.ArrayLike | None = None,
     c0: float = 0.0,
+    input_power: float = 1.0,
 ) -> SiteProfile:
     """Predicts the depth profile of a given network from its weight norms and moments of z.
 
@@ -66,10 +69,12 @@ def profile_for_sites(
         xi: Mean squared norms of weight columns, ``[layers]``; for convolutions per input pixel.
         z_mean: Measured pooled mean of z, ``[layers]``; NaN or None for 0.
         z_std: Measured pooled standard deviation of z, ``[layers]``; NaN or None where it is to
-            be predicted (for the first layer: from inputs of mean square 1).
+            be predicted.
         constrained: Whether the rows of each layer sum to zero.
         normalized: Whether z is normalised neuron by neuron behind each layer: its share is 0.
-        c0: Shift share of the first layer, measured, or 0 for centred inputs.
+        bias_var: Variance of each layer's biases over its neurons, ``[layers]``; None for 0.
+        c0: Shift share of the first layer's output; 0 for centred inputs without biases.
+        input_power: Mean square of the network's inputs, as far as the first weights see it.
 
     Returns:
         The predicted profile.
@@ -89,10 +94,11 @@ def profile_for_sites(
     means, stds = _column("z_mean", z_mean, layers), _column("z_std", z_std, layers)
     zero_sum = _flags("constrained", constrained, layers)
     normal = _flags("normalized", normalized, layers)
+    biases = np.nan_to_num(_column("bias_var", bias_var, layers))
     shares, variances, factors, slopes = (np.empty(layers) for _ in range(4))
-    share, power = c0, 1.0
+    share, power = c0, input_power
     for k, activation in enumerate(activations):
-        variances[k] = rows[k] * power
+        variances[k] = rows[k] * power + biases[k]
         spread = 1.0 if normal[k] else variances[k]
         std = math.sqrt(spread) if math.isnan(stds[k]) else stds[k]
         # what leaves layer k is seen through the constraint of layer k + 1
@@ -103,6 +109,9 @@ def profile_for_sites(
         slopes[k] = out.slope_square
         shares[k] = 0.0 if normal[k] else share
         share, power = min(out(shares[k]), 1.0), out.power
+        if k + 1 < layers and biases[k + 1]:
+            total = rows[k + 1] * power + biases[k + 1]
+            share = 1.0 - (1.0 - share) * rows[k + 1] * power / total
     gains = np.append(slopes[:-1] * columns[1:] * factors[1:], math.nan)
     return SiteProfile(shares, variances, gains, _accumulate(gains))
 

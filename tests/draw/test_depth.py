@@ -53,3 +53,12 @@ def test_nothing_known_is_said_in_words() -> None:
 def test_another_number_of_layers_is_refused() -> None:
     with pytest.raises(ss.UsageError, match="'a' predicts 6 layers, measured were 2"):
         ss.draw.shares_over_depth([0.0, 0.1], {"a": STANDARD})
+
+
+def test_lines_end_with_their_chain() -> None:
+    share = STANDARD.shift_share
+    ax = ss.draw.shares_over_depth(share, {"a": STANDARD}, chain=[0, 0, 1, 1, 1, 2])
+    line = next(line for line in ax.lines if line.get_label() == "a")
+    values = np.asarray(line.get_ydata())
+    assert np.flatnonzero(np.isnan(values)).tolist() == [2, 6]
+    np.testing.assert_array_equal(values[~np.isnan(values)], share)

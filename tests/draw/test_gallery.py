@@ -14,6 +14,7 @@ import pytest
 from draw_cases import HOSTILE, blames, make
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from report_cases import sick
 
 import shiftscope as ss
 from shiftscope.draw.gallery import ranked_sites
@@ -191,3 +192,14 @@ def test_names_resolve_lazily() -> None:
         assert getattr(ss.draw, name).__doc__
     with pytest.raises(AttributeError, match="nonsense"):
         _ = ss.draw.nonsense
+
+
+def test_a_measured_network_is_drawn_over_its_predicted_profile() -> None:
+    snapshot = sick(depth=4)
+    (item,) = [i for i in ss.draw.figures(snapshot) if i.name == "depth-prediction"]
+    assert "5 layers" in item.alt
+    assert re.search(r"predicted 0\.\d+, measured 0\.\d+", item.alt)
+    assert cut_off(item.figure) == []
+    assert overlapping_titles(item.figure) == []
+    labels = [line.get_label() for ax in item.figure.axes for line in ax.lines]
+    assert labels == ["predicted", "measured"] * 2
