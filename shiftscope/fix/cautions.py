@@ -243,10 +243,10 @@ def _pads_zeros(layer: nn.Module) -> bool:
 def _output(model: nn.Module, fix: Candidate, change: float) -> Iterator[str]:
     if not math.isfinite(change) or change < _CHANGED:
         return
-    hint = "" if fix.mean_preserving else "; for trained weights see mean_preserving"
+    hint = "" if fix.mean_preserving else " (mean-preserving weights would change it less)"
     yield (
-        f"The output changes by {change:.0%} of its norm: the network has to be trained "
-        f"afterwards{hint}."
+        f"The output changes by {change:.0%} of its norm{hint}: meant for weights that are going "
+        "to be trained."
     )
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if any(not m.training and m.track_running_stats for m in norms):

@@ -15,19 +15,20 @@ from shiftscope.capture.analyze import analyze
 from shiftscope.capture.batches import as_batch
 from shiftscope.capture.sites import unwrapped
 from shiftscope.capture.visits import untouched
-from shiftscope.errors import DataError, UsageError
+from shiftscope.errors import DataError, MeasureError, UsageError
 from shiftscope.findings import Finding, diagnose
 from shiftscope.findings.reading import Reading
 from shiftscope.fix.architecture import architecture_advice
 from shiftscope.fix.candidates import Candidate, candidate, candidates_for
 from shiftscope.fix.cautions import assumptions, warnings
 from shiftscope.fix.choose import Sites
+from shiftscope.fix.constrain import release
 from shiftscope.fix.effects import gradient_effect, score, site_effects
 from shiftscope.fix.gram import gram_condition
 from shiftscope.fix.prescription import GradientEffect, Prescription
 from shiftscope.snapshot import Snapshot
 
-__all__ = ["Prescription", "predict", "prescribe"]
+__all__ = ["Prescription", "calibration", "output_change", "predict", "prescribe"]
 
 _ROWS = 128
 
@@ -132,14 +133,15 @@ def predict(
         MeasureError: The fixed model cannot be measured.
     """
     before = snapshot or analyze(model, data, loss_fn, dtype=dtype)
-    batch = _placed(next(iter(data)) if batch is None else batch, model)
+    batch = calibration(data, model) if batch is None else batch
     trial = copy.deepcopy(model)
     changes = fix.apply(trial, batch)
+    release(trial)  # plain weights again, named as before
     after = analyze(trial, data, loss_fn, rows=_ROWS, dtype=dtype)
     treated = tuple(c.site for c in changes if c.action in ("constrain", "change"))
     effects = site_effects(model, before, after, fix, treated)
     gradient = gradient_effect(before, after, fix)
-    change = _output_change(model, trial, batch)
+    change = output_change(model, trial, batch)
     return Prescription(
         fix=fix,
         causes=causes,
@@ -166,7 +168,7 @@ def _attempt(
     """A prescription, or one that says why the fix cannot be had."""
     try:
         return predict(model, data, fix, loss_fn, causes=causes, **options)
-    except UsageError as error:
+    except (UsageError, MeasureError) as error:
         layers = len(Reading(options["snapshot"]).hidden)
         nothing = GradientEffect(layers, math.nan, math.nan, math.nan)
         told = f"It cannot be applied: {error.reason}"
@@ -208,8 +210,17 @@ def _conditions(
     return gram_condition(model, before), gram_condition(trial, after, fix.method)
 
 
-def _placed(batch: Any, model: nn.Module) -> Any:
-    """The batch where the model lives, in the form it had."""
+def calibration(data: Iterable[Any], model: nn.Module) -> Any:
+    """Take the first batch, in the form it has, to where the model lives.
+
+    Args:
+        data: Batches.
+        model: The model.
+
+    Returns:
+        The batch that means and deviations are measured on.
+    """
+    batch = next(iter(data))
     place = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(()))
     moved = as_batch(batch, with_target=True).to(place.device, None)
     if moved.kwargs:
@@ -217,7 +228,17 @@ def _placed(batch: Any, model: nn.Module) -> Any:
     return (*moved.args, moved.target) if moved.paired else moved.args[0]
 
 
-def _output_change(model: nn.Module, trial: nn.Module, batch: Any) -> float:
+def output_change(model: nn.Module, trial: nn.Module, batch: Any) -> float:
+    """Measure how far the outputs of two networks are apart on a batch.
+
+    Args:
+        model: The network as it was.
+        trial: The other one.
+        batch: Inputs.
+
+    Returns:
+        ``‖y' − y‖/‖y‖``; NaN if the output is no tensor.
+    """
     inputs = as_batch(batch, with_target=False)
     outputs = []
     for net in (model, trial):
