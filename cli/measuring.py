@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ from .terminal import note
 if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
 
-__all__ = ["measure"]
+__all__ = ["Loaded", "load", "measure", "run"]
 
 Update = Callable[[str, int, int], None]
 
@@ -44,21 +45,94 @@ def measure(arguments: argparse.Namespace, update: Update) -> Snapshot:
         The snapshot, merged over all processes.
     """
     update("reading the checkpoint", 0, 0)
+    checkpoint = _checkpoint(arguments)
+    if arguments.data is None:
+        return weights_only(checkpoint.state, _origin(checkpoint))
+    loaded = _load(arguments, checkpoint, update)
+    return run(arguments, loaded, loaded.model, update)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the specs name, read and built.
+
+    Attributes:
+        checkpoint: The file that was given.
+        model: The model with its weights, on the CPU.
+        data: Batches.
+        loss: Function of output and target, or None.
+        device: Where to run.
+        manifest: Where all of it comes from.
+    """
+
+    checkpoint: Checkpoint
+    model: torch.nn.Module
+    data: LoadedData
+    loss: Any
+    device: torch.device
+    manifest: dict[str, Any]
+
+
+def load(arguments: argparse.Namespace, update: Update) -> Loaded:
+    """Read the checkpoint, build the model, read the data.
+
+    Args:
+        arguments: The parsed command line, with model and data.
+        update: Told ``(stage, done, total)``.
+
+    Returns:
+        All of it.
+    """
+    update("reading the checkpoint", 0, 0)
+    checkpoint = _checkpoint(arguments)
+    return _load(arguments, checkpoint, update)
+
+
+def run(
+    arguments: argparse.Namespace, loaded: Loaded, model: torch.nn.Module, update: Update
+) -> Snapshot:
+    """Measure a model on the loaded data.
+
+    Args:
+        arguments: The parsed command line.
+        loaded: What :func:`load` returned.
+        model: The loaded model, or one derived from it.
+        update: Told ``(stage, done, total)``.
+
+    Returns:
+        The snapshot.
+    """
+    total = _batches(arguments, loaded.data)
+    snapshot: Snapshot = shiftscope.analyze(
+        model,
+        loaded.data,
+        loaded.loss,
+        arguments.batches,
+        dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+        device=loaded.device,
+        seed=arguments.seed,
+        inputs=_inputs(arguments, loaded.data),
+        manifest=loaded.manifest,
+        progress=lambda done, known: update("measuring", done, known or total),
+    )
+    return snapshot
+
+
+def _checkpoint(arguments: argparse.Namespace) -> Checkpoint:
     checkpoint = load_checkpoint(
         arguments.checkpoint, trust_pickle=arguments.trust_pickle, prefer=arguments.state
     )
     for line in checkpoint.notes:
         note(f"{checkpoint.path}: {line}")
-    origin = {"checkpoint": str(checkpoint.path), "wrapping": checkpoint.wrapping}
-    if arguments.data is None:
-        return weights_only(checkpoint.state, origin)
-    return _run(arguments, checkpoint, origin, update)
+    return checkpoint
 
 
-def _run(
-    arguments: argparse.Namespace, checkpoint: Checkpoint, origin: dict[str, Any], update: Update
-) -> Snapshot:
-    """The model on the data, batch by batch."""
+def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"checkpoint": str(checkpoint.path), "wrapping": checkpoint.wrapping}
+
+
+def _load(arguments: argparse.Namespace, checkpoint: Checkpoint, update: Update) -> Loaded:
+    """Model, data and loss for a checkpoint."""
     device = _device(arguments.device)
     update("building the model", 0, 0)
     model = load_model(arguments.model, checkpoint, trust_pickle=arguments.trust_pickle)
@@ -67,26 +141,14 @@ def _run(
     update("reading the data", 0, 0)
     data = _data(arguments, ranks.rank(), ranks.world_size())
     loss = _loss(arguments, data, checkpoint)
-    total = _batches(arguments, data)
-    snapshot: Snapshot = shiftscope.analyze(
-        model.model,
-        data,
-        loss,
-        arguments.batches,
-        dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
-        device=device,
-        seed=arguments.seed,
-        inputs=_inputs(arguments, data),
-        manifest={
-            **origin,
-            "architecture": model.description,
-            "data": data.description,
-            "normalization": data.normalization,
-            "loss_function": arguments.loss or ("by target" if loss else "none"),
-        },
-        progress=lambda done, known: update("measuring", done, known or total),
-    )
-    return snapshot
+    manifest = {
+        **_origin(checkpoint),
+        "architecture": model.description,
+        "data": data.description,
+        "normalization": data.normalization,
+        "loss_function": arguments.loss or ("by target" if loss else "none"),
+    }
+    return Loaded(checkpoint, model.model, data, loss, device, manifest)
 
 
 def _data(arguments: argparse.Namespace, rank: int, world_size: int) -> LoadedData:

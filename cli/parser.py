@@ -6,12 +6,12 @@ import argparse
 
 from shiftscope import __version__
 
-from . import analyze, demo, report, verify
+from . import analyze, compare, demo, fix, report, verify
 from .options import Parser
 
 __all__ = ["build_parser"]
 
-COMMANDS = (analyze, report, verify, demo)
+COMMANDS = (analyze, fix, compare, report, verify, demo)
 """In the order of the help text; each module has ``add_parser`` and ``run``."""
 
 DESCRIPTION = """\

@@ -13,7 +13,10 @@ from unittest import mock
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = {"shiftscope": [], **{name: [name] for name in ("analyze", "report", "verify", "demo")}}
+COMMANDS = {
+    "shiftscope": [],
+    **{name: [name] for name in ("analyze", "fix", "compare", "report", "verify", "demo")},
+}
 
 
 def help_text(arguments: list[str]) -> str:
