@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shiftscope.findings import Finding, verdict
+from shiftscope.prediction import predict_depth
+from shiftscope.reporting.premises import prediction_rows, premise_rows
 from shiftscope.reporting.ranking import ranked
 from shiftscope.reporting.schema import SCHEMA_VERSION
 
@@ -51,6 +53,8 @@ def document(
         "gaps": [{"module": module, "reason": reason} for module, reason in snapshot.gaps],
         "coverage": dict(snapshot.coverage),
         "inputs": dict(snapshot.inputs),
+        "premises": premise_rows(snapshot),
+        "prediction": prediction_rows(predict_depth(snapshot)),
     }
 
 

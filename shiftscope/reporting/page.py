@@ -14,6 +14,7 @@ from shiftscope.files import strict_json
 from shiftscope.findings import Finding, verdict
 from shiftscope.findings.finding import short
 from shiftscope.reporting.pictures import Picture
+from shiftscope.reporting.premises import premise_section
 from shiftscope.reporting.ranking import HEADS
 from shiftscope.reporting.strips import STEPS, strips
 from shiftscope.reporting.table import COLUMNS, FIRST_ROWS, SiteTable
@@ -81,6 +82,7 @@ def page(
         columns=COLUMNS,
         rows=table.cells(),
         total=len(table.rows),
+        premises=premise_section(snapshot),
         coverage=coverage_lines(snapshot),
         inputs=input_lines(snapshot),
         manifest=manifest_lines(snapshot),

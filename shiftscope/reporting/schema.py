@@ -62,6 +62,33 @@ _FINDING = _object(
     },
 )
 
+_PREMISE = _object(
+    "V(z_i) over σ²‖w_i‖² at one site.",
+    {
+        "site": _TEXT,
+        "ratio": {**_NUMBER, "description": "mean over neurons; 1 under the premise"},
+        "cv": {**_NUMBER, "description": "coefficient of variation; 0 under the premise"},
+        "noise": {**_NUMBER, "description": "the cv that sampling alone gives"},
+        "premise_holds": {"type": "boolean"},
+        "neurons": {"type": "integer"},
+        "ratio_backward": {**_NUMBER, "description": "measured over predicted V(∇a)"},
+        "note": _TEXT,
+    },
+)
+
+_LAYER = _object(
+    "One layer: a linear site with the activation behind it.",
+    {
+        "site": _TEXT,
+        "chain": {"type": "integer"},
+        **{
+            f"{name}{kind}": _NUMBER
+            for name in ("shift_share", "gradient_gain", "log10_grad_z_var")
+            for kind in ("_predicted", "")
+        },
+    },
+)
+
 REPORT_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "shiftscope report",
@@ -97,6 +124,26 @@ REPORT_SCHEMA: dict[str, Any] = {
                 "description": "parameters, flops, activations: seen and total.",
             },
             "inputs": {"type": "object", "description": "Statistics of the data that went in."},
+            "premises": _list(
+                "How far each linear site is from the premise of Propositions 4 and 5.", _PREMISE
+            ),
+            "prediction": _object(
+                "The depth profile that mean-field theory predicts of these layers.",
+                {
+                    "layers": _list("In order of execution; predicted beside measured.", _LAYER),
+                    "cuts": _list(
+                        "Sites to which the chain of layers cannot be continued, and why.",
+                        _object("A cut.", {"site": _TEXT, "reason": _TEXT}),
+                    ),
+                    "chi_predicted": {**_NUMBER, "description": "median gradient gain per layer"},
+                    "chi": {**_NUMBER, "description": "the same, measured"},
+                    "trainable_depth": {
+                        **_NUMBER,
+                        "description": "layers after which gradients changed by 3.3 decades; null "
+                        "where the layers are not one chain, or gradients keep their size",
+                    },
+                },
+            ),
         },
     ),
 }
