@@ -34,11 +34,16 @@ _HOMES = {
     "prescribe": "fix.prescribe",
     "release": "fix.constrain",
     "rescale_": "fix.initialise",
+    "Probe": "capture.watch",
+    "Trace": "trace",
+    "watch": "capture.watch",
     "experiments": "",
     "geometry": "",
     "nn": "",
     "tally": "",
     "theory": "",
+    "trial": "capture.trial",
+    "integrations": "",
     "verify": "theory.verify",
 }
 """Public name -> the module that defines it ("" where the name is itself a submodule)."""

@@ -23,6 +23,8 @@ from shiftscope.site_table import SITE_COLUMNS, site_row
 if TYPE_CHECKING:
     import pandas as pd
 
+    from shiftscope.trace import Trace
+
 __all__ = ["NEURON_COLUMNS", "Snapshot", "load"]
 
 NEURON_COLUMNS = (
@@ -132,21 +134,22 @@ class Snapshot:
         return sorted(self.records.values(), key=lambda record: record.info.order)
 
 
-def load(path: str | os.PathLike[str]) -> Snapshot:
-    """Read a snapshot that :meth:`Snapshot.save` wrote.
+def load(path: str | os.PathLike[str]) -> Snapshot | Trace:
+    """Read a snapshot or a trace that its ``save`` wrote.
 
     Args:
         path: The ``.npz`` file.
 
     Returns:
-        The snapshot; its tables equal those of the one that was saved.
+        The snapshot (or trace); its tables equal those of the one that was saved.
 
     Raises:
         LoadError: The file is missing, damaged, of another kind or of a newer version.
     """
     from shiftscope.archive import read_snapshot
+    from shiftscope.trace import Trace, holds_trace
 
-    return read_snapshot(path)
+    return Trace.load(path) if holds_trace(path) else read_snapshot(path)
 
 
 def _quantiles_of(record: SiteRecord) -> dict[str, Array]:

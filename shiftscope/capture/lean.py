@@ -36,7 +36,7 @@ from shiftscope.capture.readings import (
 )
 from shiftscope.capture.recorder import Recorder, Settings, SiteState, keep_weight
 from shiftscope.capture.sampling import PICTURE_ROWS, Sampler
-from shiftscope.capture.weights import MeanInput, rounding_scale
+from shiftscope.capture.weights import MeanInput, rounding_scale, weight_facts
 from shiftscope.record import SiteInfo, SiteRecord, Stream
 from shiftscope.tally import Counts, Extrema, Moments
 from shiftscope.theory.saturation import saturation_bounds
@@ -194,8 +194,12 @@ class LeanRecorder(Recorder):
 
     # -- the end of a step ----------------------------------------------------------------------
 
-    def flush(self) -> None:
-        """Merge what was read since the last flush."""
+    def flush(self, *, ended: bool = True) -> None:
+        """Merge what was read since the last flush.
+
+        Args:
+            ended: Whether the step has ended; gradients that still come for it are left out then.
+        """
         pending, events, images = self._withdraw()
         inverse = self._inverse_scale()
         exact = [(slot, r) for slot, r in pending if isinstance(r, Moments)]
@@ -210,7 +214,7 @@ class LeanRecorder(Recorder):
         for state, op, mean, samples in images:
             self._mean_images.add(state, op, mean, samples)
         self._sampler.keep()
-        self.epoch += 1
+        self.epoch += ended
 
     def discard(self) -> None:
         """Throw away what was read since the last flush."""
@@ -368,6 +372,8 @@ class LeanRecorder(Recorder):
 
     def _finish(self, state: SiteState) -> None:
         op, z, a = state.weight, state.streams.get("z"), state.streams.get("a")
+        if state.facts is not None:
+            return
         if op is None or z is None or a is None or op.x2 is not None:
             return
         if op.patches is None and state.mean_input is None:
@@ -480,6 +486,16 @@ class LeanRecorder(Recorder):
         if state not in counted:
             counted.add(state)
             self._events.append((state, "samples", where[1]))
+
+    def read_weight_now(self, state: SiteState, op: LinearOp) -> None:
+        """Read a weight that may be gone when the window ends (a sharded one is freed)."""
+        inputs = op.x if op.arrange_x is None else op.arrange_x(op.x.detach())
+        mean_input = MeanInput.of(op, inputs)
+        rows = max(1, inputs.numel() // max(1, inputs.shape[op.x_dim]))
+        facts = weight_facts(op, mean_input, rows)
+        if facts is not None:
+            state.facts = facts if state.facts is None else state.facts.merge(facts)
+            state.weight = None
 
     def arrived(self, state: SiteState, due: bool, share: bool, again: bool) -> None:
         """A gradient came back to a call: for the first time, or once more."""

@@ -59,6 +59,7 @@ class SiteState:
     seen: dict[str, int] = field(default_factory=dict)
     mean_input: MeanInput | None = None
     weight: LinearOp | None = None
+    facts: WeightFacts | None = None
     hooked: int = 0
     arrived: int = 0
     repeated: int = 0
@@ -69,6 +70,7 @@ class SiteState:
     def restart(self) -> None:
         """Forget the numbers of a window; what is known of the op stays."""
         self.streams, self.seen, self.notes, self.mean_input = {}, {}, {}, None
+        self.facts = None
         self.calls = self.samples = self.hooked = self.arrived = 0
         self.repeated = self.shares_due = self.shares = 0
         self.forward = -1
@@ -312,8 +314,8 @@ def _freeze(state: SiteState, backward: bool) -> SiteRecord:
         notes[f"gradients of {state.arrived} of {state.hooked} calls arrived"] = None
     if state.repeated:
         notes[f"{state.repeated} calls were part of more than one backward pass"] = None
-    facts: WeightFacts | None = None
-    if state.weight is not None:
+    facts = state.facts
+    if facts is None and state.weight is not None:
         facts = weight_facts(state.weight, state.mean_input, _rows_of(state))
         if facts is None:
             notes["the weights could not be read"] = None

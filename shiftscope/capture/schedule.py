@@ -1,0 +1,118 @@
+"""Which steps are recorded: every N-th, or as many as a share of the training time allows."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from statistics import median
+from typing import Any
+
+from shiftscope.errors import UsageError
+
+__all__ = ["Schedule"]
+
+_WARM_UP = 2
+"""Steps at the start whose duration says nothing: allocation, compilation, first reads of data."""
+_KNOWN = 32
+"""Durations that are remembered; their medians are what a step costs."""
+
+
+class Schedule:
+    """Decides after each step whether the next one is recorded, and keeps the accounts.
+
+    Under a budget the time that recording takes is measured on this very run, as the difference of
+    recorded and bare steps and the time spent between steps. One step is recorded on credit right
+    after the warm-up; from then on only while ``spent + expected <= budget * elapsed``.
+
+    Args:
+        every: Record every N-th step, beginning with the first; None for the budget.
+        budget: Share of the training time that recording may take.
+        start: Number of steps done before (a resumed run).
+        clock: Time in seconds.
+
+    Raises:
+        UsageError: ``every`` is no positive number, or ``budget`` none between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        every: int | None = None,
+        budget: float = 0.01,
+        start: int = 0,
+        clock: Any = time.perf_counter,
+    ) -> None:
+        if every is not None and (isinstance(every, bool) or int(every) != every or every < 1):
+            raise UsageError(f"every must be a whole number from 1, got {every!r}", "e.g. every=50")
+        if not 0.0 < budget <= 1.0:
+            raise UsageError(f"budget must lie in (0, 1], got {budget!r}", "e.g. budget=0.01")
+        self.every, self.budget, self.clock = every, budget, clock
+        self.steps = start
+        self.recorded = 0
+        self.spent = 0.0
+        self.elapsed = 0.0
+        self._start = start
+        self._bare: deque[float] = deque(maxlen=_KNOWN)
+        self._extra: deque[float] = deque(maxlen=_KNOWN)
+        self._left: float | None = None
+        self._entered = 0.0
+
+    def first(self) -> bool:
+        """Whether the very first step is recorded."""
+        return self.every is not None and self.steps % self.every == 0
+
+    def enter(self) -> None:
+        """A step has ended, and the work between steps begins."""
+        self._entered = self.clock()
+
+    def leave(self, recorded: bool) -> bool:
+        """The work between steps has ended.
+
+        Args:
+            recorded: Whether the step that ended was recorded.
+
+        Returns:
+            Whether the next one is to be recorded.
+        """
+        self.steps += 1
+        self.recorded += recorded
+        now = self.clock()
+        if self._left is not None:
+            self._account(self._entered - self._left, now - self._entered, recorded)
+        self._left = now
+        return self._next()
+
+    def pause(self) -> None:
+        """The time up to the next step is no training time (a validation pass, a checkpoint)."""
+        self._left = None
+
+    def summary(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        told: dict[str, Any] = {"every": self.every} if self.every else {"budget": self.budget}
+        told |= {"steps_seen": self.steps - self._start, "steps_recorded": self.recorded}
+        if self._bare and self.elapsed > 0:
+            told["overhead_share"] = self.spent / max(self.elapsed - self.spent, 1e-12)
+            told["step_seconds"] = median(self._bare)
+        return told
+
+    def _account(self, step: float, between: float, recorded: bool) -> None:
+        if self.steps - self._start <= _WARM_UP:
+            return
+        self.elapsed += step + between
+        extra = between
+        if recorded:
+            extra += max(0.0, step - (median(self._bare) if self._bare else step))
+            if self._bare:
+                self._extra.append(extra)
+        else:
+            self._bare.append(step)
+        self.spent += extra
+
+    def _next(self) -> bool:
+        if self.every is not None:
+            return self.steps % self.every == 0
+        done = self.steps - self._start
+        if done <= _WARM_UP or not self._bare:
+            return False
+        if not self._extra:
+            return self.recorded == 0
+        return self.spent + median(self._extra) <= self.budget * self.elapsed

@@ -1,0 +1,437 @@
+"""``ss.watch``: the numbers of a training run, measured in the user's own loop."""
+
+from __future__ import annotations
+
+import platform
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import shiftscope
+from shiftscope.capture import distributed
+from shiftscope.capture.coverage import coverage, missing
+from shiftscope.capture.lean import LeanRecorder
+from shiftscope.capture.pictures import pictures
+from shiftscope.capture.probe import Attachment
+from shiftscope.capture.recorder import Settings
+from shiftscope.capture.schedule import Schedule
+from shiftscope.capture.sites import unwrapped
+from shiftscope.capture.stance import Eager
+from shiftscope.capture.windows import OpenWindow, combined, matching, optimizer_of
+from shiftscope.errors import MeasureError, UsageError
+from shiftscope.snapshot import Snapshot
+from shiftscope.trace import Trace, Window
+
+__all__ = ["Probe", "watch"]
+
+_SPAN = 100
+"""Training steps that one window spans where every step, or every few, is recorded."""
+
+
+def watch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    every: int | None = None,
+    budget: float = 0.01,
+    sites: str | Iterable[str] = "*",
+    rows: int = 1024,
+    scaler: Any = None,
+    *,
+    window: int | None = None,
+    seed: int = 0,
+    resume: Trace | None = None,
+) -> Probe:
+    """Watch a training run: means, variances and gains at every site, over time.
+
+    Nothing is installed on the model but during the steps that are recorded, and training goes on
+    bit for bit as without (compiled models run recorded steps eagerly; under inductor such a step
+    differs in the last bits).
+
+    Args:
+        model: The model that is trained; data-parallel and compile wrappers are looked through.
+        optimizer: Its optimizer: steps are counted for you. None: call ``probe.step()`` after each.
+        every: Record every N-th step; None to keep within the budget.
+        budget: Share of the training time that recording may take, measured on this run.
+        sites: Pattern or patterns (``fnmatch``) of the sites to keep.
+        rows: Largest row sample for quantiles.
+        scaler: The ``GradScaler``, so that gradients are true ones and overflow steps left out.
+        window: Recorded steps in one window of the trace; None chooses.
+        seed: Seed of the row sample.
+        resume: The trace of an earlier part of this run; steps go on where it ended.
+
+    Returns:
+        The probe: a context manager, or a plain object to be detached.
+
+    Raises:
+        UsageError: An argument has no meaning.
+
+    Example:
+        >>> import torch, shiftscope as ss
+        >>> model = torch.nn.Linear(8, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with ss.watch(model, optimizer, every=1) as probe:
+        ...     model(torch.randn(32, 8)).square().mean().backward()
+        ...     optimizer.step()
+        >>> len(probe.trace)
+        1
+    """
+    return Probe(
+        model, optimizer, every, budget, sites, rows, scaler,
+        window=window, seed=seed, resume=resume,
+    )  # fmt: skip
+
+
+class Probe:
+    """The live attachment to a training run; see :func:`watch` for the arguments.
+
+    Attributes:
+        trace: The finished windows.
+        overflows: Steps whose scaled gradients overflowed; they are left out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        every: int | None = None,
+        budget: float = 0.01,
+        sites: str | Iterable[str] = "*",
+        rows: int = 1024,
+        scaler: Any = None,
+        *,
+        window: int | None = None,
+        seed: int = 0,
+        resume: Trace | None = None,
+    ) -> None:
+        _check(model, optimizer, rows, scaler, window)
+        inner = unwrapped(model)
+        self.trace = Trace() if resume is None else resume
+        self.overflows = 0
+        self._schedule = Schedule(every, budget, self.trace.next_step)
+        self._span = window or (max(1, _SPAN // every) if every else 1)
+        self._settings = Settings(rows, seed, distributed.rank(), _sample_budget(inner))
+        self._patterns = (sites,) if isinstance(sites, str) else tuple(sites)
+        self._model = weakref.ref(inner)
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._scaling: Any = None
+        self._stepped = True
+        self._lock = threading.RLock()
+        self._recorders: dict[str, LeanRecorder] = {}
+        self._open: dict[str, OpenWindow] = {}
+        self._reported: dict[str, int] = {}
+        self._forced: str | None = None
+        self._recording = False
+        self._done = False
+        self._eager = Eager()
+        self._attachment: Attachment | None = Attachment(
+            inner, LeanRecorder(self._settings), choose=self._choose
+        )
+        self._handles = [] if optimizer is None else self._listen(optimizer_of(optimizer))
+        if self._schedule.first():
+            self._attach()
+
+    # -- the training loop ----------------------------------------------------------------------
+
+    def step(self) -> None:
+        """End a training step; only where no optimizer was given.
+
+        Raises:
+            UsageError: The optimizer counts the steps already.
+        """
+        if self._handles:
+            raise UsageError(
+                "the optimizer given to ss.watch counts the steps already",
+                "leave probe.step() out, or give no optimizer",
+            )
+        if not self._done:
+            self._before_step()
+            self._after_step()
+
+    @contextmanager
+    def record(self, phase: str = "eval") -> Iterator[Probe]:
+        """Record what runs inside, whatever the schedule says: a validation pass, for instance.
+
+        Args:
+            phase: The phase it is counted for.
+        """
+        before = self._forced
+        self._forced = phase
+        attached = self._attach()
+        try:
+            yield self
+        finally:
+            self._forced = before
+            self._flush(phase)
+            self._schedule.pause()
+            if attached:
+                self._leave()
+
+    def _listen(self, optimizer: torch.optim.Optimizer) -> list[Any]:
+        return [
+            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            optimizer.register_step_post_hook(lambda *_: self._after_step()),
+        ]
+
+    def _before_step(self) -> None:
+        # Before the update: gradients are complete, and the weights are still those they belong to.
+        self._stepped = True
+        if not self._recording or self._done:
+            return
+        with self._lock:
+            for phase in list(self._recorders):
+                self._flush(phase)
+            window = self._open.get("train")
+            if window is not None and window.steps >= self._span:
+                for phase in list(self._open):
+                    self._close(phase)
+                if self._attachment is not None:
+                    self._attachment.refresh()
+
+    def _after_step(self) -> None:
+        if self._done:
+            return
+        self._schedule.enter()
+        recorded, stays = self._recording, self._schedule.every == 1
+        if recorded and not stays:
+            self._leave()
+        if self._schedule.leave(recorded):
+            self._attach()
+        elif recorded and stays:
+            self._leave()
+
+    def _attach(self) -> bool:
+        """Install the hooks for the step to come; whether they were not there before."""
+        attachment = self._attachment
+        if attachment is None:
+            return False
+        self._eager.hold()
+        self._recording = True
+        if attachment.attached:
+            return False
+        attachment.refresh()
+        attachment.__enter__()
+        return True
+
+    def _leave(self) -> None:
+        self._recording = False
+        if self._attachment is not None:
+            self._attachment.detach()
+        self._eager.release()
+
+    # -- a forward pass -------------------------------------------------------------------------
+
+    def _choose(self) -> LeanRecorder | None:
+        """The recorder of the forward pass that begins; None where it cannot be recorded."""
+        if _is_capturing():
+            if self._attachment is not None:
+                self._attachment.gap("", "a CUDA graph: what it replays calls no Python")
+            return None
+        with self._lock:
+            self._set_overflow_apart()
+            phase = self._forced or self._phase()
+            recorder = self._recorders.get(phase)
+            if recorder is None:
+                recorder = LeanRecorder(self._settings, self._scaler)
+                self._recorders[phase] = recorder
+            window = self._open.get(phase)
+            if window is None:
+                window = self._open[phase] = OpenWindow(self._schedule.steps)
+            if recorder.crowded and self._scaler is None:
+                recorder.flush(ended=False)
+            recorder.detail = window.steps == 0
+            window.forwards += 1
+            return recorder
+
+    def _phase(self) -> str:
+        model = self._model()
+        training = model is not None and model.training and torch.is_grad_enabled()
+        return "train" if training else "eval"
+
+    def _set_overflow_apart(self) -> None:
+        """A scaler that was updated without a step of its optimizer had found an overflow."""
+        if self._scaler is None:
+            return
+        states = self._scaler._per_optimizer_states
+        if self._scaling is None:
+            self._scaling = states
+        if states is self._scaling:
+            return
+        self._scaling = states
+        if not self._stepped:
+            self.overflows += 1
+            recorder = self._recorders.get("train")
+            if recorder is not None:
+                recorder.discard()
+            window = self._open.get("train")
+            if window is not None:
+                window.forwards = 0
+        self._stepped = False
+
+    def _flush(self, phase: str) -> None:
+        recorder, window = self._recorders.get(phase), self._open.get(phase)
+        if recorder is None or window is None or not window.forwards:
+            return
+        recorder.flush()
+        window.ended(self._schedule.steps)
+
+    # -- results --------------------------------------------------------------------------------
+
+    def snapshot(self, phase: str | None = None) -> Snapshot:
+        """Everything since the last snapshot, merged over ranks; a new window begins.
+
+        Under an initialised ``torch.distributed`` group every rank must call it.
+
+        Args:
+            phase: ``"train"`` or ``"eval"``; None for training, or evaluation if that is all.
+
+        Returns:
+            The snapshot; means, variances and counts of all windows since, row samples of the last.
+
+        Raises:
+            MeasureError: Nothing was recorded since.
+        """
+        with self._lock:
+            for name in list(self._recorders):
+                self._flush(name)
+            for name in list(self._open):
+                self._close(name)
+            chosen = phase or self._main_phase()
+            mine = self._since(chosen)
+        merged = distributed.merge_over_ranks(mine)
+        if not merged.records:
+            raise MeasureError(
+                f"no step of phase {chosen!r} was recorded since the last snapshot",
+                "train on, or give every=1; validation is recorded inside probe.record()",
+            )
+        return merged
+
+    def detach(self) -> None:
+        """Remove everything; idempotent. What was measured stays readable."""
+        if self._done:
+            return
+        with self._lock:
+            for name in list(self._recorders):
+                self._flush(name)
+            for name in list(self._open):
+                self._close(name)
+        self._done = True
+        self._leave()
+        while self._handles:
+            self._handles.pop().remove()
+        self._attachment = None
+        self._recorders.clear()
+        self._scaler = self._scaling = None
+
+    @property
+    def attached(self) -> bool:
+        """Whether hooks are installed on the model right now."""
+        return self._attachment is not None and self._attachment.attached
+
+    @property
+    def overhead(self) -> dict[str, Any]:
+        """The accounts of the schedule: steps seen and recorded, measured share of the time."""
+        return self._schedule.summary()
+
+    def __enter__(self) -> Probe:
+        """Nothing more to do: watching began with the probe."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Detach."""
+        self.detach()
+
+    def __del__(self) -> None:
+        """A probe that nobody holds any more leaves nothing behind."""
+        if getattr(self, "_attachment", None) is not None:
+            self._leave()
+
+    def _main_phase(self) -> str:
+        fresh = [w.phase for w in self.trace if w.last >= self._reported.get(w.phase, 0)]
+        return "train" if "train" in fresh or not fresh else fresh[-1]
+
+    def _since(self, phase: str) -> Snapshot:
+        start = self._reported.get(phase, 0)
+        fresh = [w for w in self.trace if w.phase == phase and w.last >= start]
+        self._reported[phase] = max((w.last + 1 for w in fresh), default=start)
+        if not fresh:
+            return Snapshot({})
+        return reduce(combined, [w.snapshot for w in fresh])
+
+    def _close(self, phase: str) -> None:
+        """Freeze a window; it joins the trace."""
+        window, recorder = self._open.pop(phase), self._recorders.get(phase)
+        attachment = self._attachment
+        if not window.steps or recorder is None or attachment is None:
+            return
+        records = recorder.records(backward=phase == "train")
+        shown = matching(records, self._patterns)
+        if shown:
+            snapshot = Snapshot(
+                records=shown,
+                gaps=tuple(missing(attachment)),
+                manifest=self._manifest(phase, window),
+                coverage=coverage(attachment, recorder.states, 0.0),
+                pictures=pictures({name: recorder.states[name] for name in shown}),
+            )
+            self.trace.append(Window(window.first, window.last, phase, snapshot))
+        recorder.restart()
+
+    def _manifest(self, phase: str, window: OpenWindow) -> dict[str, Any]:
+        model = self._model()
+        parameters = [] if model is None else list(model.parameters())
+        first = next((p for p in parameters if p.is_floating_point()), None)
+        return {
+            "shiftscope": shiftscope.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "device": "cpu" if first is None else str(first.device),
+            "dtype": None if first is None else str(first.dtype).removeprefix("torch."),
+            "mode": phase,
+            "phase": phase,
+            "model": type(model).__name__,
+            "parameters": sum(p.numel() for p in parameters),
+            "step": window.last,
+            "step_first": window.first,
+            "steps": window.steps,
+            "batches": window.batches,
+            "rows": self._settings.rows,
+            "seed": self._settings.seed,
+            "ranks": 1,
+            "rank": self._settings.rank,
+            "gradients": phase == "train",
+            "overflow_steps": self.overflows,
+            "schedule": self._schedule.summary(),
+        }
+
+
+def _check(model: Any, optimizer: Any, rows: int, scaler: Any, window: int | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"a torch module is watched, got {type(model).__name__}", "give the model itself"
+        )
+    if rows < 2:
+        raise UsageError(f"rows must be at least 2, got {rows}", "use the default of 1024")
+    if window is not None and window < 1:
+        raise UsageError(f"a window has at least 1 step, got {window}", "leave window out")
+    if scaler is not None and optimizer is None:
+        raise UsageError(
+            "with a scaler the steps that overflow are known by the optimizer only",
+            "give ss.watch the optimizer as well",
+        )
+
+
+def _sample_budget(model: nn.Module) -> int:
+    modules = sum(1 for _ in model.modules())
+    return max(2**18, 2**28 // max(1, modules))
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

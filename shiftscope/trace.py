@@ -1,0 +1,328 @@
+"""Snapshots along training: the frozen numbers of one window after another.
+
+A trace is what :func:`shiftscope.watch` and :func:`shiftscope.trial` leave behind. It is bounded in
+memory: of all windows but the latest only what tables and figures need is kept, and when there are
+too many, the older half is merged two by two.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shiftscope.errors import LoadError, UsageError
+from shiftscope.files import atomic_file, strict
+from shiftscope.record import SiteRecord, Stream
+from shiftscope.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Trace", "Window"]
+
+_VERSION = 1
+_KEPT_ROWS = 20
+"""Rows of z that older windows keep: one for each block of the jackknife of the shift share."""
+LIMIT = 256
+"""Windows a trace holds at most."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One stretch of training and its numbers.
+
+    Attributes:
+        first: Number of the first recorded step (0 is the first step of training).
+        last: Number of the last recorded step.
+        phase: ``"train"`` or ``"eval"``.
+        snapshot: The numbers.
+    """
+
+    first: int
+    last: int
+    phase: str
+    snapshot: Snapshot
+
+    @property
+    def step(self) -> int:
+        """Updates done when its last recorded step began."""
+        return self.last
+
+
+class Trace:
+    """Windows in the order of training.
+
+    Args:
+        windows: The windows.
+        limit: Windows to hold at most; beyond it older neighbours are merged.
+
+    Raises:
+        UsageError: The limit is below 4.
+    """
+
+    def __init__(self, windows: Iterable[Window] = (), *, limit: int = LIMIT) -> None:
+        if limit < 4:
+            raise UsageError(f"a trace of at most {limit} windows is too short", "give 4 or more")
+        self.limit = int(limit)
+        self.windows: list[Window] = []
+        for window in windows:
+            self.append(window)
+
+    @classmethod
+    def of(cls, windows: Iterable[Window | Snapshot]) -> Trace:
+        """A trace of given windows; snapshots are windows of one training step each.
+
+        Args:
+            windows: Windows, or snapshots: their step is that of their manifest, or they are
+                numbered from 0.
+        """
+        made = []
+        for number, item in enumerate(windows):
+            if isinstance(item, Snapshot):
+                step = int(item.manifest.get("step", number))
+                item = Window(step, step, "train", item)
+            made.append(item)
+        return cls(made, limit=max(LIMIT, len(made)))
+
+    def append(self, window: Window) -> None:
+        """Add the next window; the one before is made small."""
+        if self.windows:
+            self.windows[-1] = _small(self.windows[-1])
+        self.windows.append(window)
+        if len(self.windows) > self.limit:
+            self._thin()
+
+    def _thin(self) -> None:
+        half = len(self.windows) // 2
+        older, newer = self.windows[:half], self.windows[half:]
+        merged: list[Window] = []
+        waiting: dict[str, Window] = {}
+        for window in older:
+            partner = waiting.pop(window.phase, None)
+            if partner is None:
+                waiting[window.phase] = window
+                merged.append(window)
+            else:
+                merged[merged.index(partner)] = _small(_joined(partner, window))
+        self.windows = merged + newer
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Number of the first step of each window."""
+        return tuple(window.first for window in self.windows)
+
+    @property
+    def last(self) -> Snapshot:
+        """The latest snapshot of a training window (of any window, if none was of training).
+
+        Raises:
+            UsageError: The trace is empty.
+        """
+        for phase in ("train", None):
+            for window in reversed(self.windows):
+                if phase in (None, window.phase):
+                    return window.snapshot
+        raise UsageError(
+            "the trace holds no window: no step was recorded yet",
+            "train on, give every=N for a fixed schedule, or take probe.snapshot()",
+        )
+
+    def phase(self, name: str) -> Trace:
+        """The windows of one phase.
+
+        Args:
+            name: ``"train"`` or ``"eval"``.
+        """
+        made = Trace(limit=self.limit)
+        made.windows = [window for window in self.windows if window.phase == name]
+        return made
+
+    def merge(self) -> Snapshot:
+        """One snapshot of all training windows together (of all windows, if none was of training).
+
+        Raises:
+            UsageError: The trace is empty.
+        """
+        chosen = self.phase("train").windows or self.windows
+        if not chosen:
+            return self.last
+        return reduce(Snapshot.merge, [window.snapshot for window in chosen])
+
+    @property
+    def sites(self) -> pd.DataFrame:
+        """One row a site and window: ``step``, ``step_last``, ``phase``, and the site columns."""
+        return self._frame("sites")
+
+    @property
+    def neurons(self) -> pd.DataFrame:
+        """One row a neuron and window: ``step``, ``step_last``, ``phase``, and its columns."""
+        return self._frame("neurons")
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        parts = []
+        for window in self.windows:
+            table = getattr(window.snapshot, name).copy()
+            table.insert(0, "step", window.first)
+            table.insert(1, "step_last", window.last)
+            table.insert(2, "phase", window.phase)
+            parts.append(table.astype(object) if table.empty else table)
+        filled = [part for part in parts if len(part)]
+        return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=["step"])
+
+    @property
+    def next_step(self) -> int:
+        """Number of the step after the last recorded one."""
+        return max((window.last for window in self.windows), default=-1) + 1
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one ``.npz`` file without pickles, whole or not at all.
+
+        Args:
+            path: The file to write.
+
+        Raises:
+            UsageError: The file cannot be written.
+        """
+        content = self._dump()
+        with atomic_file(path) as file:
+            file.write(content)
+
+    def _dump(self) -> bytes:
+        from shiftscope.archive import dump
+
+        arrays: dict[str, Any] = {
+            f"window_{k}": np.frombuffer(dump(window.snapshot), dtype=np.uint8)
+            for k, window in enumerate(self.windows)
+        }
+        manifest = {
+            "format": "shiftscope-trace",
+            "schema_version": _VERSION,
+            "limit": self.limit,
+            "windows": [[w.first, w.last, w.phase] for w in self.windows],
+        }
+        text = json.dumps(strict(manifest), allow_nan=False).encode()
+        buffer = io.BytesIO()
+        np.savez(buffer, manifest=np.frombuffer(text, dtype=np.uint8), **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
+        """Read a trace that :meth:`save` wrote; a training run goes on by ``resume=trace``.
+
+        Args:
+            path: The ``.npz`` file.
+
+        Returns:
+            The trace.
+
+        Raises:
+            LoadError: The file is missing, damaged, of another kind or of a newer version.
+        """
+        name = str(path)
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            reason = f"cannot read {name!r}: {error.strerror or error}"
+            raise LoadError(reason, "give the path of a saved trace") from error
+        return cls.parse(content, name)
+
+    @classmethod
+    def parse(cls, content: bytes, name: str) -> Trace:
+        """The trace in the bytes of a file; nothing in them is executed."""
+        from shiftscope.archive import parse
+
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                manifest = json.loads(bytes(archive["manifest"]).decode())
+                if manifest.get("format") != "shiftscope-trace":
+                    raise ValueError("its manifest is of another kind")
+                if int(manifest["schema_version"]) > _VERSION:
+                    raise LoadError(
+                        f"{name!r} has trace schema {manifest['schema_version']}, this version "
+                        f"reads up to {_VERSION}",
+                        "update shiftscope",
+                    )
+                made = cls(limit=max(4, int(manifest["limit"])))
+                for k, (first, last, phase) in enumerate(manifest["windows"]):
+                    snapshot = parse(bytes(archive[f"window_{k}"]), name)
+                    made.windows.append(Window(int(first), int(last), str(phase), snapshot))
+                return made
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise LoadError(
+                f"{name!r} is not a readable shiftscope trace ({reason})",
+                "give a file written by Trace.save",
+            ) from error
+
+    def __iter__(self) -> Iterator[Window]:
+        """The windows in order."""
+        return iter(self.windows)
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Window:
+        """One window."""
+        return self.windows[index]
+
+    def __repr__(self) -> str:
+        """How many windows, and of which steps."""
+        if not self.windows:
+            return "Trace(empty)"
+        return f"Trace({len(self)} windows, steps {self.windows[0].first}-{self.next_step - 1})"
+
+
+def holds_trace(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is that of a trace."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            manifest: Any = json.loads(bytes(archive["manifest"]).decode())
+            return bool(manifest.get("format") == "shiftscope-trace")
+    except Exception:  # whatever is wrong with it, the reader of snapshots says so better
+        return False
+
+
+def _joined(one: Window, other: Window) -> Window:
+    snapshot = one.snapshot.merge(other.snapshot)
+    first, last = min(one.first, other.first), max(one.last, other.last)
+    return Window(first, last, one.phase, snapshot)
+
+
+def _small(window: Window) -> Window:
+    """Quantiles instead of samples, but for the few rows the error of the shift share needs."""
+    snapshot = window.snapshot
+    kept = {name: dict(tables) for name, tables in snapshot.quantiles.items()}
+    records = {name: _thinned(record) for name, record in snapshot.records.items()}
+    return replace(
+        window,
+        snapshot=Snapshot(
+            records,
+            snapshot.gaps,
+            snapshot.manifest,
+            snapshot.coverage,
+            snapshot.inputs,
+            kept_quantiles=kept,
+        ),
+    )
+
+
+def _thinned(record: SiteRecord) -> SiteRecord:
+    return replace(record, streams={n: _few_rows(n, s) for n, s in record.streams.items()})
+
+
+def _few_rows(name: str, stream: Stream) -> Stream:
+    if stream.sample is None:
+        return stream
+    return replace(stream, sample=stream.sample.thin(_KEPT_ROWS) if name == "z" else None)
