@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from standin import measure, mlp
 from torch import Tensor, nn
 
-from shiftscope.snapshot import Snapshot
+from shiftscope.trace import Trace, Window
 
 WIDTH, DEPTH, ROWS = 32, 12, 120
-
-
-@dataclass(frozen=True)
-class Window:
-    step: int
-    phase: str
-    snapshot: Snapshot
-
-
-@dataclass(frozen=True)
-class Run:
-    windows: tuple[Window, ...]
 
 
 def batch(seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -42,8 +28,8 @@ def network(shift: float) -> nn.Sequential:
     return model
 
 
-def run(shifts: list[float], losses: list[float] | None = None, phase: str = "train") -> Run:
+def run(shifts: list[float], losses: list[float] | None = None, phase: str = "train") -> Trace:
     x, y = batch()
     told = losses or [2.3] * len(shifts)
     snaps = [measure(network(s), x, y, loss=v) for s, v in zip(shifts, told, strict=True)]
-    return Run(tuple(Window(5 * k, phase, snap) for k, snap in enumerate(snaps)))
+    return Trace(Window(5 * k, 5 * k, phase, snap) for k, snap in enumerate(snaps))

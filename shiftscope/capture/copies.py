@@ -24,7 +24,7 @@ __all__ = ["copied", "fresh", "needs_closure", "optimizer_for", "preserved_gener
 
 Factory = Callable[[list[nn.Parameter]], Optimizer]
 
-_DEFAULT = {"lr": 0.1, "momentum": 0.9}
+_LR, _MOMENTUM = 0.1, 0.9
 _HOLDERS = ("sampler", "batch_sampler", "dataset", "generator", "data_source", "rng")
 
 
@@ -95,7 +95,11 @@ def optimizer_for(model: nn.Module, optimizer: Optimizer | Factory | None) -> Op
             "no parameter of the model requires a gradient: there is nothing to train",
             "unfreeze some by requires_grad_(True), or use ss.analyze",
         )
-    made = torch.optim.SGD(trainable, **_DEFAULT) if optimizer is None else optimizer(trainable)
+    made = (
+        torch.optim.SGD(trainable, lr=_LR, momentum=_MOMENTUM)
+        if optimizer is None
+        else optimizer(trainable)
+    )
     if not isinstance(made, Optimizer):
         raise UsageError(
             f"the optimizer factory returned {type(made).__name__}, not a torch optimizer",

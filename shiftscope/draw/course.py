@@ -61,7 +61,7 @@ class Course:
                 f"phases of this trace: {known}; windows are finished by the steps of the loop",
             )
         kept = [chosen[place] for place in thinned(len(chosen), _WINDOWS)]
-        return cls(tuple(w.step for w in kept), tuple(w.snapshot for w in kept))
+        return cls(tuple(w.first for w in kept), tuple(w.snapshot for w in kept))
 
     def sites(self, kind: str | None = None) -> list[str]:
         """Names of the sites of a kind, in the order of execution."""

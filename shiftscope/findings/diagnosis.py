@@ -61,8 +61,10 @@ def diagnose(measured: Snapshot | Trace, thresholds: Thresholds | None = None) -
         Findings, worst first: one for each cause, with all its sites. An empty list means that
         nothing was found among what was measured.
     """
+    from shiftscope.trace import Trace  # behind it stands torch
+
     limits = thresholds or Thresholds()
-    if hasattr(measured, "windows"):
+    if isinstance(measured, Trace):
         found = over_time(measured.windows, limits, _of_window)
     else:
         found = _of_window(measured, limits)
@@ -130,19 +132,21 @@ def _remainder(count: int, following: int) -> str:
 
 
 def _all_clear(findings: Sequence[Finding], measured: Snapshot | Trace) -> str:
-    if hasattr(measured, "windows"):
+    from shiftscope.trace import Trace
+
+    if isinstance(measured, Trace):
         judged = main_phase(measured.windows)
         if not judged:
             return "Nothing was measured: the run has no finished window."
         told = _all_clear(findings, judged[-1].snapshot)
-        return f"{told} Steps {judged[0].step} to {judged[-1].step}, {len(judged)} windows."
+        return f"{told} Steps {judged[0].first} to {judged[-1].last}, {len(judged)} windows."
     reading = Reading(measured)
     places = len(reading.rows)
-    measured = any(known(row.get("shift_share")) for row in reading.rows)
+    shares = any(known(row.get("shift_share")) for row in reading.rows)
     backward = any(known(row.get("grad_z_var")) for row in reading.linear)
     if not places:
         return "Nothing was measured: no linear map and no activation function was seen."
-    if not measured:
+    if not shares:
         return f"Weights only: {places} sites, no data went through, so no verdict on signals."
     if not backward:
         return f"No fault found in the forward pass at {places} sites; gradients were not measured."

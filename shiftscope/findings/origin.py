@@ -4,38 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shiftscope.columns import as_float
 from shiftscope.findings.finding import short
-from shiftscope.record import SiteRecord, Stream
 
 if TYPE_CHECKING:
+    from shiftscope.record import SiteRecord, Stream
     from shiftscope.snapshot import Snapshot
+    from shiftscope.trace import Window
 
-__all__ = ["Origin", "StreamFacts", "Window", "find_origin"]
+__all__ = ["Origin", "StreamFacts", "find_origin"]
 
 _BEFORE = 5
 _FORWARD = ("a", "z")
 _BACKWARD = ("grad_a", "grad_z")
-
-
-class Window(Protocol):
-    """What a window of a trace offers."""
-
-    @property
-    def step(self) -> int:
-        """Updates done when it ended."""
-
-    @property
-    def phase(self) -> str:
-        """``"train"``, ``"validation"``, ..."""
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """What was measured in it."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +96,13 @@ def find_origin(windows: Iterable[Window]) -> Origin | None:
         for index, (record, name) in enumerate(places):
             if values := _lost(record.streams[name]):
                 return Origin(
-                    step=window.step,
+                    step=window.first,
                     phase=window.phase,
                     site=record.info.site,
                     stream=name,
                     values=values,
                     inherited=name == "a" and index == 0,
-                    before=_before(places[:index], window.step),
+                    before=_before(places[:index], window.first),
                     history=_history(earlier, record.info.site, name),
                 )
         earlier.append(window)
@@ -149,7 +134,7 @@ def _history(earlier: Sequence[Window], site: str, name: str) -> tuple[StreamFac
     for window in reversed(earlier):
         record = window.snapshot.records.get(site)
         if record is not None and name in record.streams:
-            found.append(_facts(record, name, window.step))
+            found.append(_facts(record, name, window.first))
         if len(found) == _BEFORE:
             break
     return tuple(found)

@@ -10,18 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shiftscope.findings.finding import Evidence, Finding, severity_rank, short
-from shiftscope.findings.origin import Origin, Window, find_origin
+from shiftscope.findings.origin import Origin, find_origin
 from shiftscope.findings.reading import known
 from shiftscope.findings.thresholds import Thresholds
-from shiftscope.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from shiftscope.snapshot import Snapshot
+    from shiftscope.trace import Window
 
 __all__ = ["main_phase", "over_time"]
 
-Diagnose = Callable[[Snapshot, Thresholds], list[Finding]]
+Diagnose = Callable[["Snapshot", Thresholds], list[Finding]]
 
 _SINGLE = frozenset({"not_learning", "coverage"})
 """Causes that one window cannot tell in a run: of the first the course of the loss tells more."""
@@ -63,8 +67,8 @@ def over_time(
     seen: dict[str, list[_Seen]] = {}
     for window in judged:
         for finding in diagnose(window.snapshot, thresholds):
-            seen.setdefault(finding.cause, []).append(_Seen(window.step, finding))
-    steps = [window.step for window in judged]
+            seen.setdefault(finding.cause, []).append(_Seen(window.first, finding))
+    steps = [window.first for window in judged]
     kept = {cause: told for cause, told in seen.items() if cause not in _SINGLE}
     found = [_dated(told, steps) for cause, told in kept.items() if cause != "non_finite"]
     if "coverage" in seen:
@@ -89,12 +93,13 @@ def _dated(told: list[_Seen], steps: Sequence[int]) -> Finding:
     parts = [_when(first, steps)]
     if since[0].step < first:
         parts.append(f"milder ({since[0].finding.severity}) from step {since[0].step} on")
-    course = _course(told[0], last, first)
+    course = _course(told[0], last)
+    late = f"At step {steps[0]} it was not there." if told[0].step > steps[0] else ""
     finding = last.finding
     return replace(
         finding,
         title=f"{finding.title} ({', '.join(parts)})",
-        explanation=f"{finding.explanation} {course}".strip(),
+        explanation=" ".join(part for part in (finding.explanation, late, course) if part),
         evidence={**finding.evidence, "appeared_at_step": Evidence(first, unit="updates")},
     )
 
@@ -136,7 +141,7 @@ def _span(first: int, last: int) -> str:
     return f"at step {first}" if first == last else f"between steps {first} and {last}"
 
 
-def _course(first: _Seen, last: _Seen, appeared: int) -> str:
+def _course(first: _Seen, last: _Seen) -> str:
     """How the leading number of the finding moved from its first to its last window."""
     name = next(iter(last.finding.evidence), "")
     old, new = first.finding.evidence.get(name), last.finding.evidence.get(name)
@@ -157,7 +162,7 @@ def _non_finite(
     origin = find_origin(windows)
     if origin is None:
         return []
-    window = next(w for w in windows if (w.step, w.phase) == (origin.step, origin.phase))
+    window = next(w for w in windows if (w.first, w.phase) == (origin.step, origin.phase))
     found = [f for f in diagnose(window.snapshot, thresholds) if f.cause == "non_finite"]
     return [_traced(finding, origin) for finding in found]
 
@@ -190,7 +195,7 @@ def _traced(finding: Finding, origin: Origin) -> Finding:
 
 def _loss(windows: Sequence[Window], others: Sequence[Finding]) -> list[Finding]:
     """A loss that does not fall, where something that was found may be the reason."""
-    told = [(w.step, w.snapshot.manifest.get("loss")) for w in windows]
+    told = [(w.first, w.snapshot.manifest.get("loss")) for w in windows]
     losses = [(step, float(loss)) for step, loss in told if loss is not None and known(loss)]
     blocked = any(severity_rank(item.severity) >= severity_rank("serious") for item in others)
     if len(losses) < _ENOUGH or not blocked:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from shiftscope.errors import UsageError
 from shiftscope.findings.reading import Reading
 from shiftscope.snapshot import Snapshot
+from shiftscope.trace import Window
 
 __all__ = ["CURVES", "Sink", "feed", "headline", "required", "scalars", "site_curves"]
 
@@ -29,7 +30,7 @@ class Sink(Protocol):
 
         Args:
             step: Updates done when the window ended.
-            phase: ``"train"``, ``"validation"``, ... as the run names it.
+            phase: ``"train"``, ``"eval"``, ... as the run names it.
             snapshot: What was measured in it.
         """
 
@@ -37,17 +38,17 @@ class Sink(Protocol):
         """Write what is left and let go of files; idempotent."""
 
 
-def feed(trace: Iterable[Any], *sinks: Sink) -> None:
+def feed(trace: Iterable[Window], *sinks: Sink) -> None:
     """Write a finished trace to sinks and close them.
 
     Args:
-        trace: A trace; its windows have a step, a phase and a snapshot.
+        trace: A trace, or some of its windows.
         sinks: Where to write.
     """
     try:
         for window in trace:
             for sink in sinks:
-                sink.write(window.step, window.phase, window.snapshot)
+                sink.write(window.last, window.phase, window.snapshot)
     finally:
         for sink in sinks:
             sink.close()

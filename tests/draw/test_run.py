@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
-from run_cases import Run, Window, run
+from run_cases import run
 
 from shiftscope import draw
 from shiftscope.draw.course import Course
@@ -17,10 +17,11 @@ from shiftscope.draw.output import to_png_bytes
 from shiftscope.draw.pooling import mixture
 from shiftscope.errors import UsageError
 from shiftscope.snapshot import Snapshot
+from shiftscope.trace import Trace, Window
 
 
 @pytest.fixture(scope="module")
-def trace() -> Any:
+def trace() -> Trace:
     return run([0.0, 0.4, 1.0], [2.3, 2.2, 2.4])
 
 
@@ -47,7 +48,7 @@ def forward_only(window: Window) -> Window:
     ],
 )
 def test_a_map_holds_the_columns_of_the_windows(
-    trace: Any, quantity: str, kind: str, log: bool
+    trace: Trace, quantity: str, kind: str, log: bool
 ) -> None:
     ax = draw.evolution_map(trace, quantity)
     drawn = np.ma.filled(ax.images[0].get_array(), np.nan)
@@ -56,37 +57,37 @@ def test_a_map_holds_the_columns_of_the_windows(
         np.testing.assert_allclose(drawn, np.log10(expected) if log else expected, rtol=1e-12)
 
 
-def test_steps_and_sites_are_named(trace: Any) -> None:
+def test_steps_and_sites_are_named(trace: Trace) -> None:
     ax = draw.evolution_map(trace)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "5", "10"]
     names = trace.windows[0].snapshot.sites.query("kind == 'activation'")["site"]
     assert [label.get_text() for label in ax.get_yticklabels()] == list(names)[::2]
 
 
-def test_shares_have_one_scale_and_gains_are_white_at_one(trace: Any) -> None:
+def test_shares_have_one_scale_and_gains_are_white_at_one(trace: Trace) -> None:
     assert draw.evolution_map(trace).images[0].get_clim() == (0.0, 1.0)
     low, high = draw.evolution_map(trace, "eta_measured").images[0].get_clim()
     assert low == -high
 
 
-def test_what_was_not_measured_is_grey(trace: Any) -> None:
-    mixed = Run((forward_only(trace.windows[0]), *trace.windows[1:]))
-    image = draw.evolution_map(mixed, "grad_z_var").images[0]  # type: ignore[arg-type]
+def test_what_was_not_measured_is_grey(trace: Trace) -> None:
+    mixed = Trace((forward_only(trace.windows[0]), *trace.windows[1:]))
+    image = draw.evolution_map(mixed, "grad_z_var").images[0]
     lost = ~np.isfinite(np.ma.filled(image.get_array(), np.nan))
     assert lost[:, 0].all()
     assert not lost[:, 1:].any()
     assert image.get_cmap()(np.ma.masked_all(1))[0] == pytest.approx(to_rgba(MISSING))
 
 
-def test_maps_leave_out_what_no_window_has(trace: Any) -> None:
+def test_maps_leave_out_what_no_window_has(trace: Trace) -> None:
     told = [ax.get_title(loc="left") for ax in draw.evolution(trace).axes]
-    bare = Run(tuple(map(forward_only, trace.windows)))
+    bare = Trace(map(forward_only, trace))
     left = [ax.get_title(loc="left") for ax in draw.evolution(bare).axes]
     assert {"Gradient variance V(∇z)", "Backward gain ξ of linear maps"} <= set(told) - set(left)
     assert "Shift share of z" in left
 
 
-def test_curves_are_the_columns_of_the_windows(trace: Any) -> None:
+def test_curves_are_the_columns_of_the_windows(trace: Trace) -> None:
     figure = draw.run_curves(trace)
     loss, share, gradient = figure.axes
     assert list(loss.lines[0].get_ydata()) == [2.3, 2.2, 2.4]
@@ -97,7 +98,7 @@ def test_curves_are_the_columns_of_the_windows(trace: Any) -> None:
     assert all(list(line.get_xdata()) == [0, 5, 10] for line in share.lines)
 
 
-def test_bands_are_the_pooled_quantiles(trace: Any) -> None:
+def test_bands_are_the_pooled_quantiles(trace: Trace) -> None:
     ax = draw.quantile_course(trace, ["1"]).axes[0]
     tables = [mixture(w.snapshot.quantiles["1"]["z"]) for w in trace.windows]
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [table[2] for table in tables])
@@ -106,27 +107,27 @@ def test_bands_are_the_pooled_quantiles(trace: Any) -> None:
     assert outer.max() == pytest.approx(max(table[4] for table in tables))
 
 
-def test_very_many_windows_are_thinned_and_keep_their_ends(trace: Any) -> None:
-    many = Run(tuple(replace(trace.windows[0], step=k) for k in range(5000)))
-    course = Course.of(many)  # type: ignore[arg-type]
+def test_very_many_windows_are_thinned_and_keep_their_ends(trace: Trace) -> None:
+    many = Trace((replace(trace[0], first=k, last=k) for k in range(900)), limit=1000)
+    course = Course.of(many)
     assert len(course.steps) <= 360
-    assert (course.steps[0], course.steps[-1]) == (0, 4999)
+    assert (course.steps[0], course.steps[-1]) == (0, 899)
 
 
-def test_a_run_has_its_figures(trace: Any) -> None:
+def test_a_run_has_its_figures(trace: Trace) -> None:
     figures = draw.run_figures(trace)
     assert [item.name for item in figures] == ["evolution", "curves", "quantile-course"]
     assert all("steps 0 to 10" in item.alt and item.caption for item in figures)
     assert all(to_png_bytes(item.figure, 40)[1:4] == b"PNG" for item in figures)
 
 
-def test_one_window_is_drawn(trace: Any) -> None:
-    assert len(draw.run_figures(Run(trace.windows[:1]))) == 3  # type: ignore[arg-type]
+def test_one_window_is_drawn(trace: Trace) -> None:
+    assert len(draw.run_figures(Trace(trace.windows[:1]))) == 3
 
 
-def test_mistakes_are_refused(trace: Any) -> None:
+def test_mistakes_are_refused(trace: Trace) -> None:
     with pytest.raises(UsageError, match="no finished window"):
-        draw.evolution(Run(()))  # type: ignore[arg-type]
+        draw.evolution(Trace())
     with pytest.raises(UsageError, match="of phase 'test'"):
         Course.of(trace, "test")
     with pytest.raises(UsageError, match="no quantity 'loss'"):

@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from run_cases import WIDTH, Run, Window, batch, network, run
+from run_cases import WIDTH, batch, network, run
 from standin import measure
 from torch import Tensor, nn
 
 from shiftscope.findings import Finding, diagnose, verdict
 from shiftscope.findings.origin import find_origin
 from shiftscope.snapshot import Snapshot
+from shiftscope.trace import Trace, Window
 
 
 def of(findings: list[Finding], cause: str) -> Finding:
@@ -64,9 +65,9 @@ def test_the_course_of_the_leading_number_is_told() -> None:
 
 def test_windows_of_training_are_judged() -> None:
     sick, healthy = run([1.0]).windows[0], run([0.0]).windows[0]
-    mixed = Run((replace(sick, phase="validation"), replace(healthy, step=5)))
+    mixed = Trace((replace(sick, phase="eval"), replace(healthy, first=5, last=5)))
     assert "activation_shift" not in [finding.cause for finding in diagnose(mixed)]
-    alone = Run((replace(sick, phase="validation"),))
+    alone = Trace((replace(sick, phase="eval"),))
     assert "activation_shift" in [finding.cause for finding in diagnose(alone)]
 
 
@@ -90,8 +91,8 @@ def test_the_verdict_of_a_run_names_its_steps() -> None:
     sentence = verdict([], told)["sentence"]
     assert sentence.startswith("No fault found")
     assert "Steps 0 to 5, 2 windows" in sentence
-    assert verdict([], Run(()))["sentence"].startswith("Nothing was measured")
-    assert diagnose(Run(())) == []
+    assert verdict([], Trace())["sentence"].startswith("Nothing was measured")
+    assert diagnose(Trace()) == []
 
 
 # -- the origin of NaN and infinity ------------------------------------------------------------
@@ -105,9 +106,9 @@ def poisoned(spoil: Callable[[nn.Sequential], None], x: Tensor | None = None) ->
     return measure(model, inputs if x is None else x, y)
 
 
-def with_spoiled(snapshot: Snapshot) -> Run:
+def with_spoiled(snapshot: Snapshot) -> Trace:
     clean = run([0.0, 0.0]).windows
-    return Run((*clean, Window(10, "train", snapshot), Window(15, "train", snapshot)))
+    return Trace((*clean, Window(10, 10, "train", snapshot), Window(15, 15, "train", snapshot)))
 
 
 def first_bad_module(spoil: Callable[[nn.Sequential], None]) -> str:
@@ -127,7 +128,7 @@ def test_the_first_forward_site_is_found() -> None:
         model[6].weight[3, 2] = math.inf
 
     told = with_spoiled(poisoned(spoil))
-    origin = find_origin(told.windows)
+    origin = find_origin(told)
     assert origin is not None
     assert (origin.step, origin.site, origin.stream) == (10, first_bad_module(spoil), "z")
     assert not origin.inherited
@@ -141,7 +142,7 @@ def test_the_statistics_before_it_are_those_of_the_tensor() -> None:
     def spoil(model: nn.Sequential) -> None:
         model[2].bias[0] = math.nan
 
-    origin = find_origin(with_spoiled(poisoned(spoil)).windows)
+    origin = find_origin(with_spoiled(poisoned(spoil)))
     assert origin is not None
     x = network(0.0)[:2](batch()[0]).detach()
     facts = origin.before[0]
@@ -154,7 +155,7 @@ def test_the_statistics_before_it_are_those_of_the_tensor() -> None:
 def test_data_that_hold_nan_are_blamed() -> None:
     x = batch()[0].clone()
     x[0, 0] = math.nan
-    origin = find_origin(with_spoiled(poisoned(lambda model: None, x)).windows)
+    origin = find_origin(with_spoiled(poisoned(lambda model: None, x)))
     assert origin is not None
     assert (origin.site, origin.stream, origin.inherited) == ("0", "a", True)
 
@@ -167,7 +168,7 @@ def test_gradients_count_where_all_values_are_finite() -> None:
     bad = replace(record.streams["grad_z"].counts, nonfinite=torch.ones(WIDTH, dtype=torch.int64))  # type: ignore[type-var]
     streams_of_0 = {**record.streams, "grad_z": replace(record.streams["grad_z"], counts=bad)}
     records = {**snapshot.records, "0": replace(record, streams=streams_of_0)}
-    origin = find_origin([Window(3, "train", replace(snapshot, records=records))])
+    origin = find_origin([Window(3, 3, "train", replace(snapshot, records=records))])
     assert origin is not None
     assert (origin.step, origin.site, origin.stream) == (3, "0", "grad_z")
     assert origin.before[0].site == "1"

@@ -20,11 +20,7 @@ import shiftscope as ss
 from shiftscope.errors import UsageError
 from shiftscope.integrations import Csv, JsonLines, LiveTable, Sink, feed
 from shiftscope.integrations.sink import CURVES, headline, required, scalars
-
-
-class Window:
-    def __init__(self, step: int, snapshot: ss.Snapshot) -> None:
-        self.step, self.phase, self.snapshot = step, "train", snapshot
+from shiftscope.trace import Window
 
 
 def snapshot(seed: int, name: str = "hidden") -> ss.Snapshot:
@@ -39,7 +35,7 @@ def snapshot(seed: int, name: str = "hidden") -> ss.Snapshot:
 
 @pytest.fixture(scope="module")
 def windows() -> list[Window]:
-    return [Window(10 * k, snapshot(k)) for k in range(3)]
+    return [Window(10 * k, 10 * k, "train", snapshot(k)) for k in range(3)]
 
 
 def test_json_lines_are_strict_and_appended(windows: list[Window], tmp_path: Path) -> None:
@@ -75,7 +71,7 @@ def check_table(table: pd.DataFrame, windows: list[Window]) -> None:
     assert list(table.columns[:3]) == ["step", "phase", "site"]
     assert list(dict.fromkeys(table["step"])) == [0, 10, 20]
     for window in windows:
-        part, sites = table[table["step"] == window.step], window.snapshot.sites
+        part, sites = table[table["step"] == window.last], window.snapshot.sites
         assert list(part["site"]) == list(sites["site"])
         for name in ("shift_share", "log10_grad_z_var", "eta", "phi_fw", "count"):
             expected = sites[name].to_numpy(dtype=float)
@@ -113,7 +109,7 @@ def test_tensorboard_reads_back_what_was_written(windows: list[Window], tmp_path
     assert set(log.Tags()["scalars"]) == set(scalars("train", windows[0].snapshot))
     for window, event in zip(windows, log.Scalars("train/shift_share/hidden"), strict=True):
         sites = window.snapshot.sites.set_index("site")
-        assert event.step == window.step
+        assert event.step == window.last
         assert event.value == pytest.approx(sites.loc["hidden", "shift_share"], rel=1e-6)
     assert log.Histograms("train/z_mean/hidden")[0].histogram_value.num == 5
 
