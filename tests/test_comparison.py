@@ -1,0 +1,122 @@
+"""Comparisons: sites by name, changes with their errors, findings gained, lost and graver."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fix_cases import batches, mlp
+from torch import nn
+from torch.nn import functional as F
+
+import shiftscope as ss
+from shiftscope.comparison import QUANTITIES
+from shiftscope.errors import UsageError
+from shiftscope.files import strict_json
+from shiftscope.findings.reading import Reading, share_error
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[ss.Snapshot, ss.Snapshot]:
+    """A deep sigmoid network before and after the fix."""
+    torch.manual_seed(0)
+    model, data = mlp(nn.Sigmoid), batches()[:2]
+    before = ss.analyze(model, data, F.cross_entropy)
+    ss.constrain(model, "lcw")
+    ss.rescale_(model, data[0][0])
+    ss.release(model)
+    return before, ss.analyze(model, data, F.cross_entropy)
+
+
+def test_changes_are_differences_and_errors_add_in_squares(
+    both: tuple[ss.Snapshot, ss.Snapshot],
+) -> None:
+    frame = ss.compare(*both).frame
+    assert list(frame["site"]) == list(both[0].sites["site"])
+    assert set(frame["status"]) == {"both"}
+    old, new = (snapshot.sites for snapshot in both)
+    np.testing.assert_array_equal(frame["shift_share_before"], old["shift_share"])
+    np.testing.assert_array_equal(frame["shift_share_after"], new["shift_share"])
+    np.testing.assert_allclose(
+        frame["shift_share_change"], new["shift_share"] - old["shift_share"], atol=0
+    )
+    errors = [[share_error(row) for row in Reading(s).rows] for s in both]
+    np.testing.assert_allclose(frame["shift_share_se"], np.hypot(*errors), rtol=1e-12)
+    logs = np.log10(new["grad_z_var"]) - np.log10(old["grad_z_var"])
+    np.testing.assert_allclose(frame["log10_grad_z_var_change"], logs, rtol=1e-9)
+    assert frame["log10_grad_z_var_se"].iloc[0] == pytest.approx(
+        math.sqrt(2) * math.sqrt(2 / 512) / math.log(10)
+    )
+
+
+def test_findings_gained_lost_and_graver(both: tuple[ss.Snapshot, ss.Snapshot]) -> None:
+    better, worse = ss.compare(*both), ss.compare(*reversed(both))
+    assert {f.cause for f in better.lost} >= {"vanishing_gradient", "variance_collapse"}
+    assert [f.cause for f in worse.gained] == [f.cause for f in better.lost]
+    assert better.worse("watch") == ()
+    causes = {f.cause for f in worse.worse("critical")}
+    assert "activation_shift" in causes
+    assert causes <= {f.cause for f in worse.worse("info")}
+    # there before as well, but milder: graver, not gained
+    assert "activation_shift" not in {f.cause for f in worse.gained}
+
+
+def test_equal_snapshots_are_no_worse(both: tuple[ss.Snapshot, ss.Snapshot]) -> None:
+    same = ss.compare(both[0], both[0])
+    assert same.gained == same.lost == same.worse("info") == ()
+    for name in QUANTITIES:
+        change = same.frame[f"{name}_change"].dropna()
+        assert (change == 0).all()
+
+
+def test_sites_of_one_side_only_keep_their_place(both: tuple[ss.Snapshot, ss.Snapshot]) -> None:
+    before, after = both
+    records = dict(after.records)
+    records["extra"] = replace(
+        records["2"], info=replace(records["2"].info, site="extra", order=99)
+    )
+    del records["4"]
+    frame = ss.compare(before, replace(after, records=records)).frame
+    assert list(frame["site"])[:6] == ["0", "1", "2", "3", "4", "5"]
+    status = dict(zip(frame["site"], frame["status"], strict=True))
+    assert (status["4"], status["extra"], status["0"]) == ("before only", "after only", "both")
+    lone = frame.set_index("site").loc["4"]
+    assert math.isnan(lone["shift_share_after"])
+    assert math.isnan(lone["shift_share_change"])
+
+
+def test_loss_and_accuracy_are_compared(both: tuple[ss.Snapshot, ss.Snapshot]) -> None:
+    scores = ss.compare(*both).scores
+    assert scores["loss"] == (both[0].manifest["loss"], both[1].manifest["loss"])
+    assert set(scores) == {"loss", "accuracy"}
+    forward = ss.analyze(mlp(nn.Sigmoid), [x for x, _ in batches()[:1]])
+    assert ss.compare(forward, forward).scores == {}
+
+
+def test_the_last_window_of_a_trace_counts(both: tuple[ss.Snapshot, ss.Snapshot]) -> None:
+    trace = SimpleNamespace(windows=both)
+    assert ss.compare(both[0], trace).after is both[1]
+    with pytest.raises(UsageError, match="expected a snapshot"):
+        ss.compare(both[0], SimpleNamespace(windows=()))
+    with pytest.raises(UsageError, match="expected a snapshot"):
+        ss.compare("a.npz", both[0])
+
+
+def test_networks_without_a_common_site_are_refused(both: tuple[ss.Snapshot, ss.Snapshot]) -> None:
+    other = ss.analyze(nn.ModuleDict({"x": nn.Linear(4, 4)})["x"], [torch.rand(8, 4)])
+    with pytest.raises(UsageError, match="share no site"):
+        ss.compare(both[0], other)
+    with pytest.raises(UsageError, match="unknown level"):
+        ss.compare(*both).worse("fatal")
+
+
+def test_the_document_is_strict_json(both: tuple[ss.Snapshot, ss.Snapshot]) -> None:
+    document = json.loads(strict_json(ss.compare(*both).as_dict()))
+    assert document["lost"]
+    assert len(document["sites"]) == 13
+    assert document["sites"][1]["lcw_residual_before"] is None
