@@ -18,6 +18,7 @@ _HOMES = {
     "diagnose": "findings",
     "verdict": "findings",
     "analyze": "capture.analyze",
+    "BoundaryTracker": "capture.boundary_moves",
     "constrain": "fix.constrain",
     "DataError": "errors",
     "LoadError": "errors",
