@@ -117,7 +117,7 @@ class BoundaryTracker:
             self._before[path], made[path] = after, moved
             self._moved[path].append(moved.displacement.cpu().numpy())
             share = self._share(path, weight, bias)
-            self._rows.append(_row(number or self.steps, path, moved, share))
+            self._rows.append(_row(self.steps if number is None else number, path, moved, share))
         return made
 
     def effective(self, path: str) -> tuple[Tensor, Tensor | None]:

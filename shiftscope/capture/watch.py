@@ -16,6 +16,7 @@ from torch import nn
 
 import shiftscope
 from shiftscope.capture import distributed
+from shiftscope.capture.boundary_moves import BoundaryTracker
 from shiftscope.capture.coverage import coverage, missing
 from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.pictures import pictures
@@ -47,6 +48,7 @@ def watch(
     window: int | None = None,
     seed: int = 0,
     resume: Trace | None = None,
+    boundaries: str | Iterable[str] | None = None,
 ) -> Probe:
     """Watch a training run: means, variances and gains at every site, over time.
 
@@ -65,6 +67,8 @@ def watch(
         window: Recorded steps in one window of the trace; None chooses.
         seed: Seed of the row sample.
         resume: The trace of an earlier part of this run; steps go on where it ended.
+        boundaries: Pattern or patterns of the layers whose activation boundaries are followed
+            over each recorded step (``probe.boundaries``); None for none.
 
     Returns:
         The probe: a context manager, or a plain object to be detached.
@@ -84,7 +88,7 @@ def watch(
     """
     return Probe(
         model, optimizer, every, budget, sites, rows, scaler,
-        window=window, seed=seed, resume=resume,
+        window=window, seed=seed, resume=resume, boundaries=boundaries,
     )  # fmt: skip
 
 
@@ -94,6 +98,7 @@ class Probe:
     Attributes:
         trace: The finished windows.
         overflows: Steps whose scaled gradients overflowed; they are left out.
+        boundaries: The moves of activation boundaries over recorded steps, if asked for.
     """
 
     def __init__(
@@ -109,11 +114,13 @@ class Probe:
         window: int | None = None,
         seed: int = 0,
         resume: Trace | None = None,
+        boundaries: str | Iterable[str] | None = None,
     ) -> None:
         _check(model, optimizer, rows, scaler, window)
         inner = unwrapped(model)
         self.trace = Trace() if resume is None else resume
         self.overflows = 0
+        self.boundaries = None if boundaries is None else BoundaryTracker(inner, boundaries)
         self._schedule = Schedule(every, budget, self.trace.next_step)
         self._span = window or (max(1, _SPAN // every) if every else 1)
         self._settings = Settings(rows, seed, distributed.rank(), _sample_budget(inner))
@@ -199,10 +206,14 @@ class Probe:
             return
         self._schedule.enter()
         recorded, stays = self._recording, self._schedule.every == 1
+        if recorded and self.boundaries is not None:
+            self.boundaries.step(self._schedule.steps)
         if recorded and not stays:
             self._leave()
         if self._schedule.leave(recorded):
             self._attach()
+            if self.boundaries is not None and not recorded:
+                self.boundaries.mark()  # weights change at the end of a step only
         elif recorded and stays:
             self._leave()
 

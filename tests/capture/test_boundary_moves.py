@@ -209,3 +209,36 @@ def test_numbers_of_steps_may_be_given_and_marks_moved() -> None:
     assert tracker.step(40)[""].max_displacement == 0
     assert tracker.frame()["step"].tolist() == [40]
     assert math.isnan(tracker.frame()["crossing_share"].item())
+
+
+@pytest.mark.parametrize("counted", [True, False], ids=["optimizer", "probe.step"])
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_live_probe_follows_boundaries_over_the_steps_it_records(
+    every: int, counted: bool
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    twin = copy.deepcopy(model)
+    x = torch.randn(30, 4)
+    tracker = BoundaryTracker(twin, "0")
+    train(twin, x, 6, tracker.step)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    listened = {"optimizer": optimizer} if counted else {}
+    with ss.watch(model, every=every, boundaries="0", **listened) as probe:
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            if not counted:
+                probe.step()
+    assert probe.boundaries is not None
+    frame = probe.boundaries.frame()
+    assert frame["step"].tolist() == list(range(0, 6, every))
+    wanted = tracker.frame().iloc[::every, 2:].to_numpy()
+    np.testing.assert_array_equal(frame.iloc[:, 2:].to_numpy(), wanted)
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
+def test_a_probe_follows_no_boundary_unless_asked() -> None:
+    with ss.watch(nn.Linear(2, 2), every=1) as probe:
+        assert probe.boundaries is None
