@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shiftscope.snapshot import Snapshot
+    from shiftscope.trace import Trace
 
 __all__ = ["add_parser", "run"]
 
@@ -39,9 +40,26 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file or folder of weights")
     inputs.sources(parser.add_argument_group("model and data"))
-    inputs.measuring(parser.add_argument_group("measuring"))
+    group = parser.add_argument_group("measuring")
+    inputs.measuring(group)
+    _add_trial(group)
     options.output(parser)
     parser.set_defaults(run=run)
+
+
+def _add_trial(group: Any) -> None:
+    group.add_argument(
+        "--trial",
+        metavar="STEPS",
+        type=options.count(1),
+        help="train a copy for STEPS steps, watch each, and report the run (e.g. 20)",
+    )
+    group.add_argument(
+        "--lr",
+        metavar="RATE",
+        type=options.positive,
+        help="of the trial's SGD with momentum 0.9 (default: 0.1)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,18 +78,20 @@ def run(arguments: argparse.Namespace) -> int:
     results.check_place(arguments.out)
     with progress(arguments.quiet or not ranks.first()) as update:
         with ranks.joined():
-            snapshot = _measure(arguments, update)
+            measured = _measure(arguments, update)
         if not ranks.first():
             return 0
-        findings = results.write(snapshot, arguments, update)
-    return results.tell(snapshot, findings, arguments)
+        findings = results.write(measured, arguments, update)
+    return results.tell(measured, findings, arguments)
 
 
-def _measure(arguments: argparse.Namespace, update: Callable[[str, int, int], None]) -> Snapshot:
+def _measure(
+    arguments: argparse.Namespace, update: Callable[[str, int, int], None]
+) -> Snapshot | Trace:
     """Imported late: behind this door stands torch."""
-    from .measuring import measure
+    from .measuring import attempt, measure
 
-    return measure(arguments, update)
+    return measure(arguments, update) if arguments.trial is None else attempt(arguments, update)
 
 
 def _check_combination(arguments: argparse.Namespace) -> None:
@@ -86,3 +106,10 @@ def _check_combination(arguments: argparse.Namespace) -> None:
             "--loss needs --model and --data: without them there are no outputs to judge",
             "name both, or leave --loss out to see what the weights alone can tell",
         )
+    if arguments.trial is not None and arguments.data is None:
+        raise UsageError(
+            "--trial needs --model and --data: there is nothing to train on",
+            "name both, e.g. --model net.py:build --data train.npz",
+        )
+    if arguments.lr is not None and arguments.trial is None:
+        raise UsageError("--lr is of a trial", "add --trial 20")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +29,9 @@ from .terminal import note
 
 if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
+    from shiftscope.trace import Trace
 
-__all__ = ["Loaded", "load", "measure", "run"]
+__all__ = ["Loaded", "attempt", "load", "measure", "run"]
 
 Update = Callable[[str, int, int], None]
 
@@ -116,6 +118,43 @@ def run(
         progress=lambda done, known: update("measuring", done, known or total),
     )
     return snapshot
+
+
+def attempt(arguments: argparse.Namespace, update: Update) -> Trace:
+    """Train a copy of the model for a few steps on the data, watched at every step.
+
+    Args:
+        arguments: The parsed command line of ``analyze``, with ``trial`` and ``lr``.
+        update: Told ``(stage, done, total)``.
+
+    Returns:
+        The trace.
+    """
+    loaded = load(arguments, update)
+    trace: Trace = shiftscope.trial(
+        loaded.model,
+        _First(loaded.data, arguments.batches),
+        loaded.loss,
+        steps=arguments.trial,
+        lr=arguments.lr,
+        dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+        device=loaded.device,
+        seed=arguments.seed,
+        inputs=_inputs(arguments, loaded.data),
+        manifest=loaded.manifest,
+        progress=lambda done, total: update("trying", done, total),
+    )
+    return trace
+
+
+class _First:
+    """The first batches of data that can be read several times."""
+
+    def __init__(self, data: LoadedData, batches: int | None) -> None:
+        self.data, self.batches = data, batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.data), self.batches)
 
 
 def _checkpoint(arguments: argparse.Namespace) -> Checkpoint:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import NoReturn
 
 from shiftscope.errors import UsageError
 
-__all__ = ["FORMATS", "SEVERITIES", "Parser", "count", "formats", "output", "severity_rank"]
+__all__ = [
+    "FORMATS",
+    "SEVERITIES",
+    "Parser",
+    "count",
+    "formats",
+    "output",
+    "positive",
+    "severity_rank",
+]
 
 FORMATS = ("html", "json", "png")
 SEVERITIES = ("info", "watch", "serious", "critical")
@@ -44,6 +54,24 @@ def count(least: int) -> Callable[[str], int]:
         return value
 
     return whole_number
+
+
+def positive(text: str) -> float:
+    """A type for finite numbers above zero.
+
+    Args:
+        text: Such as ``0.1`` or ``1e-3``.
+
+    Returns:
+        The number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
 
 
 def formats(text: str) -> tuple[str, ...]:

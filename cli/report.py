@@ -20,9 +20,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "report",
         help="write the report again from a saved snapshot",
-        description="Rebuild a report from snapshot.npz; neither model nor data are needed.",
+        description="Rebuild a report from snapshot.npz or trace.npz, without model and data.",
     )
-    parser.add_argument("snapshot", metavar="SNAPSHOT", help="a snapshot.npz of an earlier run")
+    parser.add_argument("snapshot", metavar="SNAPSHOT", help="snapshot.npz or trace.npz of a run")
     options.output(parser)
     parser.set_defaults(run=run)
 
@@ -40,6 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     results.check_place(arguments.out)
     with progress(arguments.quiet) as update:
-        snapshot = shiftscope.load(arguments.snapshot)
-        findings = results.write(snapshot, arguments, update)
-    return results.tell(snapshot, findings, arguments)
+        measured = shiftscope.load(arguments.snapshot)
+        findings = results.write(measured, arguments, update)
+    return results.tell(measured, findings, arguments)

@@ -16,6 +16,7 @@ from .terminal import say, show
 if TYPE_CHECKING:
     from shiftscope.findings import Finding
     from shiftscope.snapshot import Snapshot
+    from shiftscope.trace import Trace
 
 __all__ = ["check_place", "tell", "write"]
 
@@ -42,12 +43,14 @@ def check_place(out: str) -> None:
 
 
 def write(
-    snapshot: Snapshot, arguments: argparse.Namespace, update: Callable[[str, int, int], None]
+    measured: Snapshot | Trace,
+    arguments: argparse.Namespace,
+    update: Callable[[str, int, int], None],
 ) -> Sequence[Finding]:
     """Diagnose, and write the report.
 
     Args:
-        snapshot: What was measured.
+        measured: A snapshot, or the trace of a run.
         arguments: The parsed command line with ``out`` and ``format``.
         update: Told the stages.
 
@@ -57,17 +60,19 @@ def write(
     import shiftscope
 
     update("diagnosing", 0, 0)
-    findings: Sequence[Finding] = shiftscope.diagnose(snapshot)
+    findings: Sequence[Finding] = shiftscope.diagnose(measured)
     update("writing the report", 0, 0)
-    shiftscope.report(snapshot, arguments.out, formats=arguments.format, findings=findings)
+    shiftscope.report(measured, arguments.out, formats=arguments.format, findings=findings)
     return findings
 
 
-def tell(snapshot: Snapshot, findings: Sequence[Finding], arguments: argparse.Namespace) -> int:
+def tell(
+    measured: Snapshot | Trace, findings: Sequence[Finding], arguments: argparse.Namespace
+) -> int:
     """Print the summary and where the files are.
 
     Args:
-        snapshot: What was measured.
+        measured: A snapshot, or the trace of a run, of which the last window is told.
         findings: What :func:`write` returned.
         arguments: The parsed command line with ``out`` and ``fail_on``.
 
@@ -75,9 +80,10 @@ def tell(snapshot: Snapshot, findings: Sequence[Finding], arguments: argparse.Na
         The exit code: 1 where a finding is at or above ``--fail-on``.
     """
     from shiftscope.reporting.text import summary
+    from shiftscope.snapshot import Snapshot
 
-    show(summary(snapshot, findings))
-    for name in ("report.html", "report.json", "snapshot.npz", "figures"):
+    show(summary(measured if isinstance(measured, Snapshot) else measured.last, findings))
+    for name in ("report.html", "report.json", "snapshot.npz", "trace.npz", "figures"):
         path = Path(arguments.out, name)
         if path.exists():
             say(f"{name:13} {path}")

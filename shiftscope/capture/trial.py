@@ -27,6 +27,7 @@ from shiftscope.capture.copies import (
     preserved_generators,
 )
 from shiftscope.capture.coverage import coverage, missing
+from shiftscope.capture.pictures import pictures
 from shiftscope.capture.placement import device_of, float_dtype
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
@@ -227,6 +228,7 @@ class _Run:
             manifest=self._manifest(step, batch) | score.summary() | manifest,
             coverage=coverage(attachment, recorder.states, 0.0),
             inputs=inputs,
+            pictures=pictures(recorder.states),
         )
 
     def _manifest(self, step: int, batch: Batch) -> dict[str, Any]:

@@ -200,28 +200,29 @@ def _loss(windows: Sequence[Window], others: Sequence[Finding]) -> list[Finding]
     blocked = any(severity_rank(item.severity) >= severity_rank("serious") for item in others)
     if len(losses) < _ENOUGH or not blocked:
         return []
-    part = len(losses) // 3
-    first, last = (np.array([v for _, v in ends]) for ends in (losses[:part], losses[-part:]))
-    error = math.sqrt((float(first.var()) + float(last.var())) / max(1, part - 1))
-    if last.mean() < first.mean() - 2 * error:
+    first = losses[0][1]
+    last = np.array([loss for _, loss in losses[-(len(losses) // 3) :]])
+    # One window against the mean of several: its noise is taken to be theirs.
+    error = float(last.std()) * math.sqrt(1 + 1 / len(last))
+    if last.mean() < first - 2 * error:
         return []
-    return [_stalled(losses, (float(first.mean()), float(last.mean()), error))]
+    return [_stalled(losses, (first, float(last.mean()), error))]
 
 
 def _stalled(losses: Sequence[tuple[int, float]], means: tuple[float, float, float]) -> Finding:
     first, last, error = means
-    span = f"between steps {losses[0][0]} and {losses[-1][0]}"
     return Finding(
         cause="not_learning",
         severity="serious",
-        title=f"The loss does not fall {span}: {first:.3g} before, {last:.3g} after",
+        title=f"The loss is no lower at the end ({last:.3g}) than at the start ({first:.3g})",
         sites=(),
         evidence={
-            "loss_change": Evidence(last - first, se=error, unit="nats or units of the loss"),
+            "loss_change": Evidence(last - first, se=error, unit="units of the loss"),
             "windows": Evidence(len(losses), unit="windows"),
+            "last_step": Evidence(losses[-1][0], unit="updates"),
         },
         threshold=("loss_change", 0.0),
-        source="last third of the windows against the first third, two standard errors",
+        source="mean of the last third of the windows against the first one, two standard errors",
         explanation=(
             "A network of which something is seriously wrong, and whose loss stands still, will "
             "hardly be helped by more steps."

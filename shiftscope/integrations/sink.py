@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 from shiftscope.errors import UsageError
-from shiftscope.findings.reading import Reading
+from shiftscope.findings.headline import headline
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Window
 
@@ -52,27 +52,6 @@ def feed(trace: Iterable[Window], *sinks: Sink) -> None:
     finally:
         for sink in sinks:
             sink.close()
-
-
-def headline(snapshot: Snapshot) -> dict[str, float]:
-    """A window in a few numbers: the worst share, the decay of the gradient, what is not finite.
-
-    Args:
-        snapshot: The window.
-
-    Returns:
-        Name to finite number; what was not measured is left out.
-    """
-    reading = Reading(snapshot)
-    shares = [row["shift_share"] for row in reading.judged if _finite(row.get("shift_share"))]
-    out: dict[str, Any] = {"loss": snapshot.manifest.get("loss")}
-    out["accuracy"] = snapshot.manifest.get("accuracy")
-    if shares:
-        out |= {"shift_share_max": max(shares), "shift_share_mean": sum(shares) / len(shares)}
-    if reading.gradient is not None:
-        out["gradient_decay_decades"] = reading.gradient.total
-    out["nonfinite"] = sum(row["nonfinite"] for row in reading.rows if _finite(row["nonfinite"]))
-    return {name: float(value) for name, value in out.items() if _finite(value)}
 
 
 def site_curves(snapshot: Snapshot) -> dict[str, dict[str, float]]:

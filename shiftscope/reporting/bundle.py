@@ -1,4 +1,4 @@
-"""A report as files: page, document, snapshot and figures, whole or not at all."""
+"""A report as files: page, document, snapshot or trace, and figures, whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shiftscope.errors import UsageError
 from shiftscope.files import atomic_folder, strict_json
-from shiftscope.findings import Finding, diagnose
+from shiftscope.findings import Finding, diagnose, verdict
+from shiftscope.findings.headline import headline
 from shiftscope.reporting.document import document
 from shiftscope.reporting.page import page
 from shiftscope.reporting.pictures import Picture
 
 if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
+    from shiftscope.trace import Trace
 
 __all__ = ["FORMATS", "Report", "report"]
 
@@ -44,7 +46,7 @@ class Report:
 
 
 def report(
-    snapshot: Snapshot,
+    measured: Snapshot | Trace,
     out: str | os.PathLike[str],
     formats: Iterable[str] = FORMATS,
     *,
@@ -57,8 +59,11 @@ def report(
     all of it can be rebuilt without the model. Everything is written to a temporary sibling first
     and moved into place when complete; when something fails, what stood there is untouched.
 
+    Of a trace the last window is reported as a snapshot is, with dated findings and with figures
+    and a table of the whole run; ``trace.npz`` is written beside it.
+
     Args:
-        snapshot: What was measured.
+        measured: A snapshot, or the trace of a run.
         out: The folder to write into; made when it does not exist.
         formats: Any of ``"html"``, ``"png"``, ``"json"``.
         findings: What was concluded; None diagnoses with the default thresholds.
@@ -67,21 +72,29 @@ def report(
         The folder and its files.
 
     Raises:
-        UsageError: A format is not known, or the folder cannot be written.
+        UsageError: A format is not known, the trace is empty, or the folder cannot be written.
     """
+    from shiftscope.trace import Trace  # behind it stands torch
+
     wanted = _checked(formats)
-    told = tuple(diagnose(snapshot) if findings is None else findings)
-    pictures = _pictures(snapshot, told) if {"html", "png"} & wanted else []
+    trace = measured if isinstance(measured, Trace) else None
+    snapshot = measured.last if isinstance(measured, Trace) else measured
+    told = tuple(diagnose(measured) if findings is None else findings)
+    pictures = _pictures(snapshot, told, trace) if {"html", "png"} & wanted else []
     folder = Path(out)
     with atomic_folder(folder) as place:
         if "html" in wanted:
             _write(place / "report.html", page(snapshot, told, pictures).encode())
         if "json" in wanted:
-            _write(place / "report.json", strict_json(document(snapshot, told)).encode())
+            content = document(snapshot, told) | {"verdict": verdict(told, measured)}
+            content |= {} if trace is None else {"windows": _windows(trace)}
+            _write(place / "report.json", strict_json(content).encode())
         if "png" in wanted:
             for picture in pictures:
                 _write(place / "figures" / f"{picture.name}.png", picture.png)
         snapshot.save(place / "snapshot.npz")
+        if trace is not None:
+            trace.save(place / "trace.npz")
         names = [item.relative_to(place) for item in sorted(place.rglob("*")) if item.is_file()]
     return Report(folder, tuple(folder / name for name in names), told)
 
@@ -96,14 +109,24 @@ def _checked(formats: Iterable[str]) -> set[str]:
     return wanted
 
 
-def _pictures(snapshot: Snapshot, findings: Sequence[Finding]) -> list[Picture]:
+def _pictures(
+    snapshot: Snapshot, findings: Sequence[Finding], trace: Trace | None
+) -> list[Picture]:
     """Draw and render; imported here, since a document alone needs no plotting library."""
     from shiftscope.draw.gallery import figures
     from shiftscope.draw.output import to_png_bytes
+    from shiftscope.draw.run_gallery import run_figures
 
+    drawn = [] if trace is None else run_figures(trace, findings)
     return [
         Picture(item.name, item.title, item.caption, item.alt, to_png_bytes(item.figure))
-        for item in figures(snapshot, findings)
+        for item in [*drawn, *figures(snapshot, findings)]
+    ]
+
+
+def _windows(trace: Trace) -> list[dict[str, Any]]:
+    return [
+        {"first": w.first, "last": w.last, "phase": w.phase, **headline(w.snapshot)} for w in trace
     ]
 
 

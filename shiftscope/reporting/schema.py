@@ -145,6 +145,13 @@ REPORT_SCHEMA: dict[str, Any] = {
                 },
             ),
         },
+        windows=_list(
+            "Of a run: one object a window, in the order of steps; the rest is of the last one.",
+            _object(
+                "Steps, phase, and headline numbers as far as they are known.",
+                {"first": {"type": "integer"}, "last": {"type": "integer"}, "phase": _TEXT},
+            ),
+        ),
     ),
 }
 """What every ``report.json`` of :data:`SCHEMA_VERSION` satisfies."""
