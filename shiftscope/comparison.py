@@ -105,9 +105,8 @@ class Comparison:
         }
 
     def _pairs(self) -> list[tuple[Row | None, Row | None]]:
-        """Sites by name: those of the second snapshot, each lost one behind its predecessor."""
-        old = {str(row["site"]): row for row in Reading(self.before).rows}
-        new = {str(row["site"]): row for row in Reading(self.after).rows}
+        """Sites by name and kind: those of the second, each lost one behind its predecessor."""
+        old, new = ({_key(row): row for row in Reading(s).rows} for s in (self.before, self.after))
         order = list(new)
         for place, name in enumerate(old):
             if name not in new:
@@ -119,7 +118,7 @@ class Comparison:
 def compare(before: Any, after: Any, thresholds: Thresholds | None = None) -> Comparison:
     """Compare two measurements of one network, or of two, site by site and finding by finding.
 
-    Sites are matched by name.
+    Sites are matched by name and kind.
 
     Args:
         before: A snapshot, or a trace, whose last window counts.
@@ -142,7 +141,7 @@ def compare(before: Any, after: Any, thresholds: Thresholds | None = None) -> Co
         ['0', '1']
     """
     old, new = _snapshot_of(before, "before"), _snapshot_of(after, "after")
-    if not set(old.records) & set(new.records):
+    if not set(_keys(old)) & set(_keys(new)):
         raise UsageError(
             f"the two share no site ({_some(old)} in one, {_some(new)} in the other)",
             "compare measurements of one architecture, with the same names of modules",
@@ -161,6 +160,14 @@ def _snapshot_of(value: Any, name: str) -> Snapshot:
         f"{name} is {type(value).__name__}, expected a snapshot or a trace with a window",
         "pass what ss.analyze or ss.load returned",
     )
+
+
+def _key(row: Row) -> tuple[str, str]:
+    return str(row["site"]), str(row["kind"])
+
+
+def _keys(snapshot: Snapshot) -> list[tuple[str, str]]:
+    return [(name, record.info.kind) for name, record in snapshot.records.items()]
 
 
 def _some(snapshot: Snapshot) -> str:

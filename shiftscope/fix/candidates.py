@@ -149,7 +149,7 @@ def candidate(
         )
     if rescale and method in ("standardize", "spectral_norm"):
         raise UsageError(f"{method!r} sets the scale itself", "Leave rescaling out.")
-    return Candidate(method, rescale or method == "rescale", mean_preserving, sites)
+    return Candidate(method, rescale or method == "rescale", mean_preserving, _hashable(sites))
 
 
 def candidates_for(causes: Iterable[str], sites: Sites = "*") -> dict[Candidate, tuple[str, ...]]:
@@ -165,9 +165,13 @@ def candidates_for(causes: Iterable[str], sites: Sites = "*") -> dict[Candidate,
     found: dict[Candidate, tuple[str, ...]] = {}
     for cause in causes:
         for method, rescale in _REMEDIES.get(cause, ()):
-            item = Candidate(method, rescale, False, sites)
+            item = Candidate(method, rescale, False, _hashable(sites))
             found[item] = (*found.get(item, ()), cause)
     return found
+
+
+def _hashable(sites: Sites) -> Sites:
+    return sites if isinstance(sites, str) or callable(sites) else tuple(sites)
 
 
 def _with_bias(model: nn.Module, sites: Sites) -> set[str]:

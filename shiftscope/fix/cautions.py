@@ -22,6 +22,7 @@ __all__ = ["assumptions", "warnings"]
 _ZERO_SUM = ("lcw", "lcw-projection", "cwn")
 _CONSTRAINTS = (*_ZERO_SUM, "lcw-data")
 _ONCE = ("absorb-bias", "standardize")
+_PRESERVING = ("lcw", "lcw-projection", "lcw-data")
 _EXCESS = 1.2
 _ODD = 1e-6
 _LOW_INDEX = 0.5
@@ -243,7 +244,8 @@ def _pads_zeros(layer: nn.Module) -> bool:
 def _output(model: nn.Module, fix: Candidate, change: float) -> Iterator[str]:
     if not math.isfinite(change) or change < _CHANGED:
         return
-    hint = "" if fix.mean_preserving else " (mean-preserving weights would change it less)"
+    can = fix.method in _PRESERVING and not (fix.mean_preserving or fix.rescale)
+    hint = " (less with mean-preserving weights)" if can else ""
     yield (
         f"The output changes by {change:.0%} of its norm{hint}: meant for weights that are going "
         "to be trained."

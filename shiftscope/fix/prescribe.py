@@ -196,7 +196,7 @@ def _variants(method: str, sites: Sites) -> Iterator[Candidate]:
 
 def _kept(data: Iterable[Any], batches: int | None) -> Iterable[Any]:
     """Data that can be read again for every candidate."""
-    if batches is None and iter(data) is not data:
+    if batches is None and not isinstance(data, Iterator):
         return data
     kept = list(islice(data, batches))
     if not kept:

@@ -235,6 +235,13 @@ def test_the_gram_matrix_improves_where_asked_for() -> None:
     assert 1 < after < before
 
 
+def test_layers_can_be_chosen_by_several_patterns() -> None:
+    model = mlp(nn.Sigmoid, 3)
+    told = ss.prescribe(model, batches(), methods=["lcw"], sites=["0", "4*"])
+    assert told[0].sites == ("0", "4")
+    assert "sites=('0', '4*')" in told[0].code
+
+
 def test_one_shot_data_are_kept() -> None:
     model = nn.Sequential(nn.Linear(64, 8), nn.Sigmoid(), nn.Linear(8, 10))
     told = ss.prescribe(model, iter(batches()), F.cross_entropy, methods=["lcw"])
