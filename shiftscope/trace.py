@@ -94,9 +94,11 @@ class Trace:
         return cls(made, limit=max(LIMIT, len(made)))
 
     def append(self, window: Window) -> None:
-        """Add the next window; the one before is made small."""
-        if self.windows:
-            self.windows[-1] = _small(self.windows[-1])
+        """Add the next window; the one before of its phase is made small."""
+        for place in range(len(self.windows) - 1, -1, -1):
+            if self.windows[place].phase == window.phase:
+                self.windows[place] = _small(self.windows[place])
+                break
         self.windows.append(window)
         if len(self.windows) > self.limit:
             self._thin()
@@ -287,7 +289,7 @@ class Trace:
 def holds_trace(path: str | os.PathLike[str]) -> bool:
     """Whether a file is that of a trace."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             manifest: Any = json.loads(bytes(archive["manifest"]).decode())
             return bool(manifest.get("format") == "shiftscope-trace")
     except Exception:  # whatever is wrong with it, the reader of snapshots says so better

@@ -82,6 +82,7 @@ class LeanRecorder(Recorder):
         self._imaged: list[bool] = []
         self._totals: dict[int, Moments] = {}
         self._lost: dict[int, Tensor] = {}
+        self._fed_by: dict[SiteState, SiteState] = {}
         self._pending: list[tuple[int, Reading | Moments]] = []
         self._events: list[Event] = []
         self._images: list[tuple[SiteState, LinearOp, Tensor, int]] = []
@@ -313,11 +314,22 @@ class LeanRecorder(Recorder):
         block, self._block = self._block, None
         if block is None:
             return
+        self._note_floors(block)
         for slot, moments, lost in block.totals():
             self._add_total(slot, moments)
             if bool((lost > 0).any()):
                 before = self._lost.get(slot)
                 self._lost[slot] = lost if before is None else before + lost
+
+    def _note_floors(self, block: Block) -> None:
+        """An activation that reads what a linear op wrote shares the rounding of its sums."""
+        wrote: dict[int, SiteState] = {}
+        for slot, number in zip(block.key[0], block.key[1], strict=True):
+            state, name = self.slots[slot]
+            if name == "z" and state.info.kind == "linear":
+                wrote.setdefault(number, state)
+            elif name == "z" and number in wrote:
+                self._fed_by[state] = wrote[number]
 
     def _add_total(self, slot: int, moments: Moments) -> None:
         moments = moments.to("cpu")
@@ -336,14 +348,16 @@ class LeanRecorder(Recorder):
         for slot, moments in self._totals.items():
             self._to_stream(slot, moments)
         self._mean_images.hand_out()
+        floors = {state: self._finish(state) for state in self.states.values()}
         for state in self.states.values():
-            self._finish(state)
+            _raise_floor(state, floors.get(self._fed_by.get(state, state)))
         return super().records(backward=backward)
 
     def restart(self) -> None:
         """Begin a new window: forget the numbers, keep what is known of the ops."""
         self._totals.clear()
         self._lost.clear()
+        self._fed_by.clear()
         self._sampler.clear()
         self._mean_images.clear()
         for state in self.states.values():
@@ -370,19 +384,15 @@ class LeanRecorder(Recorder):
         state.streams[name] = stream
         state.seen[name] = int(moments.count.max())
 
-    def _finish(self, state: SiteState) -> None:
-        op, z, a = state.weight, state.streams.get("z"), state.streams.get("a")
-        if state.facts is not None:
-            return
-        if op is None or z is None or a is None or op.x2 is not None:
-            return
+    def _finish(self, state: SiteState) -> Tensor | None:
+        """Complete the mean input of a linear site; the size of the terms its sums were made of."""
+        op, a = state.weight, state.streams.get("a")
+        if op is None or a is None or op.x2 is not None or state.facts is not None:
+            return None
         if op.patches is None and state.mean_input is None:
             state.mean_input = rows_input(op, a.moments)
         floor = rounding_scale(op, a)
-        if floor is not None:
-            scale = z.moments.scale
-            wider = torch.where(scale > 0, torch.maximum(scale, floor.cpu()), 0.0)
-            state.streams["z"] = replace(z, moments=replace(z.moments, scale=wider))
+        return None if floor is None else floor.cpu()
 
     # -- one op, parsed anew --------------------------------------------------------------------
 
@@ -513,6 +523,15 @@ class LeanRecorder(Recorder):
         """Record one gradient stream; called from autograd's threads."""
         if grad.shape[dim] and not grad.is_sparse:
             self.take(self.slot(state, name), grad, kind_of(grad, dim), dim)
+
+
+def _raise_floor(state: SiteState, floor: Tensor | None) -> None:
+    z = state.streams.get("z")
+    if z is None or floor is None or len(floor) != len(z.moments.scale):
+        return
+    scale = z.moments.scale
+    wider = torch.where(scale > 0, torch.maximum(scale, floor), 0.0)
+    state.streams["z"] = replace(z, moments=replace(z.moments, scale=wider))
 
 
 def _eps_of(values: Tensor) -> float:

@@ -95,15 +95,16 @@ def read_centred(tensor: Tensor, kind: int) -> Reading:
     Differences of near numbers are exact, and the mean of the differences is no larger than
     ``sqrt(rows)`` times their spread, so that nothing is left to be doubted.
     """
+    values = tensor.float() if tensor.dtype in _HALVES else tensor
     if kind == ROWS:
-        flat = tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
+        flat = values if values.dim() == 2 else values.reshape(-1, values.shape[-1])
         first = flat[0]
         made = read(flat - first, ROWS)
-        return made._replace(mean=made.mean.double() + first.double(), error=0.0)
-    first = tensor.flatten(2)[0, :, 0]
-    shape = (1, -1, *(1 for _ in tensor.shape[2:]))
-    made = read(tensor - first.view(shape), kind)
-    return made._replace(mean=made.mean.double() + first.double(), error=0.0, image=None)
+    else:
+        first = values.flatten(2)[0, :, 0]
+        made = read(values - first.view(1, -1, *(1 for _ in values.shape[2:])), kind)
+    mean = made.mean.double() + first.double()
+    return made._replace(mean=mean, error=0.0, eps=_eps(tensor.dtype), image=None)
 
 
 def _image(tensor: Tensor, image: bool) -> Reading:
@@ -114,7 +115,7 @@ def _image(tensor: Tensor, image: bool) -> Reading:
     if samples < _FEW_SAMPLES:
         # Too few samples to be columns: the kernel's own loop over channels sums in double.
         mean, variance = _kernel(tensor)
-        means = tensor.mean(dim=0).reshape(width, -1) if image else None
+        means = tensor.mean(dim=0, dtype=torch.float64).reshape(width, -1) if image else None
         return Reading(mean, variance, rows, _error(1, tensor.dtype), _eps(tensor.dtype), means)
     last = tensor.dim() > 3 and not tensor.is_contiguous() and _is_channels_last(tensor)
     flat = (tensor.movedim(1, -1) if last else tensor).reshape(samples, -1)

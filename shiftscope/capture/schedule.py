@@ -26,7 +26,7 @@ class Schedule:
 
     Args:
         every: Record every N-th step, beginning with the first; None for the budget.
-        budget: Share of the training time that recording may take.
+        budget: Time that recording may take, as a share of the time training takes without.
         start: Number of steps done before (a resumed run).
         clock: Time in seconds.
 
@@ -115,4 +115,4 @@ class Schedule:
             return False
         if not self._extra:
             return self.recorded == 0
-        return self.spent + median(self._extra) <= self.budget * self.elapsed
+        return self.spent + median(self._extra) <= self.budget * (self.elapsed - self.spent)

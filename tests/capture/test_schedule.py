@@ -1,0 +1,85 @@
+"""The schedule keeps its budget, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shiftscope import UsageError
+from shiftscope.capture.schedule import Schedule
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def simulate(
+    schedule: Schedule, clock: Clock, steps: int, cost: float, noise: float = 0.0
+) -> list[int]:
+    rng = np.random.default_rng(0)
+    recorded, chosen = schedule.first(), []
+    for step in range(steps):
+        if recorded:
+            chosen.append(step)
+        clock.now += 1.0 + (cost if recorded else 0.0) + noise * rng.random()
+        schedule.enter()
+        clock.now += 1e-5
+        recorded = schedule.leave(recorded)
+    return chosen
+
+
+@pytest.mark.parametrize("cost", [0.05, 0.5, 4.0])
+@pytest.mark.parametrize("budget", [0.01, 0.1])
+def test_the_budget_is_kept_and_used(cost: float, budget: float) -> None:
+    clock = Clock()
+    schedule = Schedule(budget=budget, clock=clock)
+    chosen = simulate(schedule, clock, 5000, cost)
+    share = cost * len(chosen) / 5000
+    assert share <= budget * 1.02
+    assert share >= 0.5 * min(budget, cost)
+    told = schedule.summary()["overhead_share"]
+    assert told == pytest.approx(share, rel=0.05, abs=2e-4)
+
+
+def test_noise_of_the_steps_is_no_overhead() -> None:
+    clock = Clock()
+    schedule = Schedule(budget=0.01, clock=clock)
+    chosen = simulate(schedule, clock, 5000, 1.0, noise=0.5)
+    assert 0.5 <= len(chosen) / 50 <= 1.3
+
+
+def test_an_early_step_is_recorded_on_credit() -> None:
+    clock = Clock()
+    chosen = simulate(Schedule(budget=0.01, clock=clock), clock, 50, 3.0)
+    assert len(chosen) == 1
+    assert chosen[0] < 6
+
+
+def test_every_nth_step_counts_from_the_first_and_goes_on_after_a_restart() -> None:
+    clock = Clock()
+    assert simulate(Schedule(every=4, clock=clock), clock, 10, 0.1) == [0, 4, 8]
+    assert simulate(Schedule(every=4, start=6, clock=clock), clock, 10, 0.1) == [2, 6]
+
+
+def test_a_pause_is_no_training_time() -> None:
+    clock = Clock()
+    schedule = Schedule(budget=0.5, clock=clock)
+    simulate(schedule, clock, 10, 0.1)
+    elapsed = schedule.elapsed
+    schedule.pause()
+    clock.now += 1e6
+    schedule.enter()
+    schedule.leave(False)
+    assert schedule.elapsed == elapsed
+
+
+@pytest.mark.parametrize(
+    "options", [{"every": 0}, {"every": 1.5}, {"every": True}, {"budget": 2.0}]
+)
+def test_schedules_without_meaning_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        Schedule(**options)  # type: ignore[arg-type]

@@ -1,0 +1,467 @@
+"""Watching a training run: right numbers, and nothing of the run is changed."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+import shiftscope as ss
+
+COLUMNS = ["count", "z_mean", "z_var", "grad_z_mean", "grad_z_var", "grad_a_var"]
+
+
+def mlp(width: int = 12) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, width), nn.ReLU(inplace=True), nn.Linear(width, width), nn.Sigmoid(),
+        nn.Linear(width, 3),
+    )  # fmt: skip
+
+
+class Conv(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.act, self.drop = nn.ReLU(inplace=True), nn.Dropout(0.3)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.norm(self.conv(x)))
+        h = self.drop(h) * 1.0
+        h += torch.sigmoid(h)
+        return self.head(self.act(h).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+class Rnn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.Linear(9, 6), nn.Linear(6, 3)
+        self.lstm = nn.LSTM(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), 6)
+        for step in x.unbind(1):
+            h = torch.tanh(self.cell(torch.cat([step, h], dim=1)))
+        return self.head(h) + self.lstm(x)[0].sum(dim=1)[:, :3]  # type: ignore[no-any-return]
+
+
+def transformer() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (mlp, (7, 6)),
+    "conv": (Conv, (9, 3, 6, 6)),
+    "rnn": (Rnn, (5, 4, 3)),
+    "transformer": (transformer, (4, 5, 8)),
+}
+
+
+def run(model: nn.Module, shape: tuple[int, ...], how: str, every: int | None) -> dict[str, Any]:
+    """A small training run; everything it leaves behind."""
+    torch.manual_seed(3)
+    make = torch.optim.Adam if how != "sgd" else torch.optim.SGD
+    optimizer = make(model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    scaled = how == "amp"
+    probe = None
+    if every is not None:
+        probe = ss.watch(model, optimizer, every=every, window=2, scaler=scaler if scaled else None)
+    losses = []
+    for _ in range(7):
+        optimizer.zero_grad()
+        for _ in range(2 if how == "accumulation" else 1):
+            x = torch.randn(shape)
+            x = x.contiguous(memory_format=torch.channels_last) if how == "channels_last" else x
+            with torch.autocast("cpu", torch.bfloat16, enabled=scaled):
+                loss = model(x).float().square().mean()
+            (scaler.scale(loss) if scaled else loss).backward()
+            losses.append(loss.detach())
+        if scaled:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+    result = {
+        "weights": [t.clone() for t in model.state_dict().values()],
+        "grads": [p.grad.clone() for p in model.parameters() if p.grad is not None],
+        "losses": losses,
+        "state": [
+            v for s in optimizer.state_dict()["state"].values() for v in s.values()
+            if isinstance(v, Tensor)
+        ],
+        "rng": [torch.get_rng_state()],
+    }  # fmt: skip
+    if probe is not None:
+        assert len(probe.trace) > 0
+        probe.detach()
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        assert not optimizer._optimizer_step_post_hooks
+    assert torch._C._len_torch_function_stack() == 0
+    return result
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(
+        len(one[key]) == len(other[key])
+        and all(torch.equal(a, b) for a, b in zip(one[key], other[key], strict=True))
+        for key in one
+    )
+
+
+CASES = [
+    *((name, how) for name in MODELS for how in ("sgd", "adam")),
+    *(("mlp", how) for how in ("amp", "accumulation")),
+    *(("conv", how) for how in ("amp", "channels_last", "accumulation")),
+    ("transformer", "amp"),
+]
+
+
+@pytest.mark.parametrize(("name", "how"), CASES)
+def test_training_is_equal_bit_for_bit(name: str, how: str) -> None:
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = make()
+    twins = [copy.deepcopy(model) for _ in range(2)]
+    bare = run(model, shape, how, None)
+    for twin, every in zip(twins, (1, 3), strict=True):
+        assert same(bare, run(twin, shape, how, every))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_compiled_training_is_equal_bit_for_bit(in_place: bool) -> None:
+    torch._dynamo.reset()
+    graphs: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(1)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    def compiled(model: nn.Module) -> nn.Module:
+        if in_place:
+            model.compile(backend=backend)
+            return model
+        return torch.compile(model, backend=backend)  # type: ignore[return-value]
+
+    torch.manual_seed(0)
+    model = mlp()
+    twin = copy.deepcopy(model)
+    bare = run(compiled(model), (7, 6), "adam", None)
+    count = len(graphs)
+    assert same(bare, run(compiled(twin), (7, 6), "adam", 3))
+    assert len(graphs) <= 2 * count
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_step_agrees_with_analyze(name: str) -> None:
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = make()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    torch.manual_seed(5)
+    x, y = torch.randn(shape), torch.zeros(shape[0])
+    loss: Callable[[Any, Any], Tensor] = lambda out, _: out.square().mean()  # noqa: E731
+    want = ss.analyze(model, [(x, y)], loss)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ss.watch(model, optimizer, every=1, window=1) as probe:  # frozen before the update
+        loss(model(x), y).backward()
+        optimizer.step()
+        got = probe.snapshot()
+    names = [n for n in want.records if n in got.records]
+    assert len(names) >= 3
+    assert list(got.records) == [n for n in want.records if n in got.records]
+    for frame in ("neurons", "sites"):
+        a, b = (getattr(s, frame) for s in (want, got))
+        a, b = (t[t.site.isin(names)].reset_index(drop=True) for t in (a, b))
+        columns = (
+            [*COLUMNS, "theta_ones", "theta_mean", "shift_predicted", "z_q50", "active_fraction"]
+            if frame == "neurons"
+            else ["calls", "samples", "eta", "xi", "eta_measured", "xi_measured", "shift_share",
+                  "phi_fw", "phi_bw", "mu_norm", "gamma"]
+        )  # fmt: skip
+        one, other = (t[columns].to_numpy(dtype=float) for t in (a, b))
+        np.testing.assert_allclose(other, one, rtol=2e-4, atol=1e-7)
+    if name == "rnn":
+        assert "lstm" in dict(got.gaps)
+
+
+def test_phases_are_kept_apart() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ss.watch(model, optimizer, every=1) as probe:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(8, 6)).sum().backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad(), probe.record("eval"):
+            for _ in range(2):
+                model(torch.randn(5, 6) + 100)
+        model.train()
+        trained, evaluated = probe.snapshot("train"), probe.snapshot("eval")
+    assert trained.records["0"].samples == 24
+    assert evaluated.records["0"].samples == 10
+    assert "grad_z" not in evaluated.records["0"].streams
+    assert "autograd" not in "".join(evaluated.records["0"].notes)
+
+
+def test_without_an_optimizer_steps_are_told() -> None:
+    model = mlp()
+    probe = ss.watch(model, every=2)
+    for _ in range(4):
+        model(torch.randn(8, 6)).sum().backward()
+        probe.step()
+    assert probe.snapshot().records["0"].calls == 2
+    probe.detach()
+    probe.detach()
+    with pytest.raises(ss.MeasureError, match="recorded since"):
+        probe.snapshot()
+    assert len(probe.trace.sites) == 5
+
+
+def test_off_schedule_nothing_is_installed() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = ss.watch(model, optimizer, every=3)
+    seen = []
+    for _ in range(7):
+        seen.append(bool(model._forward_hooks))
+        model(torch.randn(8, 6)).sum().backward()
+        optimizer.step()
+    assert seen == [True, False, False, True, False, False, True]
+    probe.detach()
+
+
+def test_gradients_are_true_ones_and_overflows_are_set_apart() -> None:
+    torch.manual_seed(0)
+    model = mlp()
+    twin = copy.deepcopy(model)
+    x = [torch.randn(8, 6) for _ in range(4)]
+    results = []
+    for net, scaled in ((model, True), (twin, False)):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=scaled)
+        with ss.watch(net, optimizer, every=1, scaler=scaler) as probe:
+            for k, batch in enumerate(x):
+                loss = net(batch).square().mean()
+                if k == 1:
+                    if not scaled:
+                        continue
+                    loss = loss * 3e38
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+            if not scaled:
+                probe._recorders["train"].discard()
+            results.append((probe.snapshot(), probe.overflows))
+    assert results[0][1] == 1
+    assert results[0][0].manifest["overflow_steps"] == 1
+    scaled_neurons = results[0][0].neurons
+    assert scaled_neurons["count"].iloc[0] == 24
+    # The twin's second forward has no step of its own: compare what three steps gave backward.
+    one, other = (r[0].neurons[["grad_z_count", "grad_z_mean", "grad_z_var"]] for r in results)
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_blocks_are_counted_once(reentrant: bool) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner = nn.Linear(6, 6), mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            out = torch.utils.checkpoint.checkpoint(self.inner, h, use_reentrant=reentrant)
+            assert isinstance(out, Tensor)
+            return out
+
+    model = Block()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ss.watch(model, optimizer, every=1) as probe:
+        for _ in range(3):
+            model(torch.randn(8, 6)).square().sum().backward()
+            optimizer.step()
+        neurons = probe.snapshot().neurons
+    assert set(neurons["count"]) == {24}
+    assert set(neurons.grad_z_count) == {24}
+
+
+def test_copies_pickles_and_state_dicts_of_a_watched_model() -> None:
+    model = mlp()
+    shown, keys = repr(model), list(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = ss.watch(model, optimizer, every=1)
+    twin, unpickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    copy.deepcopy(optimizer)
+    pickle.dumps(optimizer)
+    twin(torch.randn(3, 6))
+    unpickled(torch.randn(3, 6))
+    assert (repr(model), list(model.state_dict())) == (shown, keys)
+    with pytest.raises(ss.MeasureError):
+        probe.snapshot()
+    probe.detach()
+
+
+def test_two_probes_give_the_same_numbers() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ss.watch(model, optimizer, every=1) as one, ss.watch(model, optimizer, every=1) as two:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(8, 6)).square().sum().backward()
+            optimizer.step()
+        a, b = one.snapshot().neurons[COLUMNS], two.snapshot().neurons[COLUMNS]
+    np.testing.assert_array_equal(a, b)
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_an_interrupt_is_unwound_at_the_next_forward() -> None:
+    class Stops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.stop = nn.Linear(4, 4), True
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.inner(x)
+            if self.stop:
+                raise KeyboardInterrupt
+            return h  # type: ignore[no-any-return]
+
+    model = Stops()
+    probe = ss.watch(model, every=1)
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.randn(3, 4))
+    model.stop = False
+    model(torch.randn(3, 4)).sum().backward()
+    assert torch._C._len_torch_function_stack() == 0
+    probe.step()
+    assert probe.snapshot().records["inner"].calls == 2
+    probe.detach()
+
+
+def test_threads_are_counted_exactly() -> None:
+    model = mlp().eval()
+    probe = ss.watch(model, every=1)
+    work = lambda: [model(torch.randn(4, 6)) for _ in range(25)]  # noqa: E731
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    probe.step()
+    record = probe.snapshot().records["0"]
+    assert (record.calls, record.samples) == (100, 400)
+    assert int(record.streams["z"].moments.count[0]) == 400
+    probe.detach()
+
+
+def test_the_inference_fast_path_stays_and_is_told() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.TransformerEncoder(layer, 2).eval()
+        x, mask = torch.randn(3, 5, 8), torch.zeros(3, 5, dtype=torch.bool)
+        mask[0, 3:] = True
+        with torch.no_grad():
+            want = model(x, src_key_padding_mask=mask)
+            probe = ss.watch(model, every=1)
+            got = model(x, src_key_padding_mask=mask)
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    assert any("inference" in reason for _, reason in probe._attachment.gaps)  # type: ignore[union-attr]
+    probe.detach()
+
+
+def test_nothing_is_kept_alive_and_memory_is_flat() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    probe = ss.watch(model, optimizer, every=1, window=250)
+    alive = []
+    gc.collect()
+    for step in range(1000):
+        optimizer.zero_grad()
+        out = model(torch.randn(4, 6))
+        out.sum().backward()
+        optimizer.step()
+        if step in (40, 240, 999):
+            alive.append(sum(issubclass(type(o), Tensor) for o in gc.get_objects()))
+        watcher = weakref.ref(out)
+        del out
+        assert watcher() is None
+    # Windows add their own numbers; the steps within one add nothing.
+    assert alive[1] <= alive[0] + 5
+    assert len(probe.trace) == 4
+    reference = weakref.ref(model)
+    probe.detach()
+    del model, optimizer
+    gc.collect()
+    assert reference() is None
+    assert len(probe.trace.sites) == 20
+
+
+def test_a_run_is_resumed(tmp_path: Any) -> None:
+    model = mlp()
+    trace = None
+    for _ in range(2):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with ss.watch(model, optimizer, every=1, window=2, resume=trace) as probe:
+            for _ in range(4):
+                model(torch.randn(8, 6)).sum().backward()
+                optimizer.step()
+        probe.trace.save(tmp_path / "run.npz")
+        trace = ss.load(tmp_path / "run.npz")
+    assert trace.steps == (0, 2, 4, 6)
+    assert trace.next_step == 8
+
+
+def test_sites_are_chosen_by_pattern() -> None:
+    model = mlp()
+    probe = ss.watch(model, every=1, sites=["2", "4"])
+    model(torch.randn(8, 6)).sum().backward()
+    probe.step()
+    assert list(probe.snapshot().records) == ["2", "4"]
+    probe.detach()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"every": 0}, "every"), ({"budget": 0.0}, "budget"), ({"rows": 1}, "rows"),
+        ({"window": 0}, "window"), ({"optimizer": 5}, "optimizer"),
+        ({"scaler": torch.amp.GradScaler("cpu")}, "scaler"),
+    ],
+)  # fmt: skip
+def test_arguments_without_meaning_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ss.UsageError, match=words):
+        ss.watch(mlp(), **options)
+
+
+def test_the_functional_calls_of_a_parametrised_weight_are_seen() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ss.watch(model, optimizer, every=1) as probe:
+        for _ in range(3):
+            F.mse_loss(model(torch.randn(9, 6)), torch.zeros(9, 4)).backward()
+            optimizer.step()
+        record = probe.snapshot().records["0"]
+    assert record.calls == 3
+    assert record.weights is not None
