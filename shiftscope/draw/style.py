@@ -6,6 +6,7 @@ Nothing global is touched: figures are made without pyplot, and every drawing ru
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from shiftscope.draw.names import FONT, display_names, strided
 
@@ -235,17 +237,39 @@ def remark(ax: Axes, text: str, x: float = 0.99, y: float = 0.04) -> None:
 def legend_above(ax: Axes, columns: int = 5) -> None:
     """Put the legend above the panel at its right, where it covers neither data nor title."""
     handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        ax.legend(
+    rows = math.ceil(len(handles) / columns)
+    while handles:
+        legend = ax.legend(
             *(handles, labels),
             loc="lower right",
             bbox_to_anchor=(1.0, 1.0),
-            ncols=columns,
+            ncols=math.ceil(len(handles) / rows),
             borderaxespad=0.1,
             columnspacing=1.3,
             handlelength=1.6,
             handletextpad=0.5,
         )
+        if rows == len(handles) or _title_width(ax) + legend.get_window_extent().width < _room(ax):
+            return
+        rows += 1
+
+
+def _title_width(ax: Axes) -> float:
+    """Width of the title at the left in pixels."""
+    told = ax.get_title(loc="left")
+    for text in ax.findobj(Text):
+        if told and isinstance(text, Text) and text.get_text() == told:
+            return float(text.get_window_extent().width)
+    return 0.0
+
+
+def _room(ax: Axes) -> float:
+    """Width of a panel in pixels; one that has a row of the figure to itself grows with layout."""
+    own, figure = float(ax.get_window_extent().width), ax.get_figure(root=True)
+    grid = ax.get_gridspec()
+    if figure is None or grid is None or grid.ncols > 1:
+        return own
+    return max(own, 0.88 * figure.get_figwidth() * figure.dpi)
 
 
 def span(*arrays: Any, least: float) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import pytest
 from draw_cases import Blame, blames, make, with_frames
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 import shiftscope as ss
 
@@ -98,6 +99,20 @@ def test_findings_about_sites_that_are_gone_are_left_out() -> None:
     snapshot, other = make(8), make(8, prefix="other.")
     ax = ss.draw.shift_profile(snapshot, blames(other))
     assert not [item for item in ax.lines if str(item.get_label()).startswith("serious")]
+
+
+def test_a_legend_of_many_entries_leaves_the_title_free() -> None:
+    shifted = make(layers=6)
+    blamed = [
+        Blame(cause, "serious", tuple(shifted.sites["site"][2:6]), ("collapse", 3.3))
+        for cause in ("variance_collapse", "weight_scale")
+    ]
+    figure = ss.draw.depth_profile(shifted, blamed)
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        legend, title = ax.get_legend(), ax.get_title(loc="left")
+        words = next(t for t in ax.findobj(Text) if t.get_text() == title)
+        assert legend is None or not legend.get_window_extent().overlaps(words.get_window_extent())
 
 
 def test_the_panels_share_the_sites() -> None:
