@@ -88,6 +88,10 @@ def _mean_of_means(stream: Stream) -> float:
 
 
 def _resolution(stream: Stream, notes: list[str]) -> dict[str, Any]:
+    count = as_float(stream.moments.count)
+    if count.size and count.max() == 1:
+        notes.append("one row only: a variance takes two")
+        return {"resolution_lost": 0.0}
     lost = float(np.mean(np.asarray(stream.moments.below_resolution, dtype=bool)))
     if lost > 0:
         notes.append(
@@ -167,8 +171,8 @@ def _activation_columns(record: SiteRecord, notes: list[str]) -> dict[str, Any]:
         return row
     if z.counts is not None:
         if can_die(record.info.op):
-            counted = as_float(z.counts.count) > 0
-            row["dead"] = int(((as_float(z.counts.active) == 0) & counted).sum())
+            share = as_float(z.counts.active_fraction)  # NaN where no value was finite
+            row["dead"] = int((share == 0).sum()) if np.isfinite(share).any() else math.nan
         row["saturated"] = _mean_known(as_float(z.counts.saturated_fraction))
     if a is not None and record.info.elementwise and _usable(z):
         row["phi_fw"] = ratio(mean_variance(a), mean_variance(z))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import shiftscope
 from shiftscope.capture import distributed
+from shiftscope.capture.arguments import check_data, check_model, precision_of
 from shiftscope.capture.batches import Batch, Score, as_batch, loss_of
 from shiftscope.capture.coverage import coverage, forward_flops, missing
 from shiftscope.capture.graph import reaches
@@ -39,7 +40,7 @@ def analyze(
     *,
     sites: str | Iterable[str] = "*",
     rows: int = 1024,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
     inputs: Mapping[str, Any] | None = None,
@@ -63,7 +64,7 @@ def analyze(
         batches: Number of batches to use; None for all.
         sites: Pattern or patterns (``fnmatch``) of the sites to keep.
         rows: Largest row sample for quantiles; exact quantiles up to that many rows.
-        dtype: Precision to run in. A different one than the model's is used on a copy;
+        dtype: Precision to run in, or its name. A different one than the model's is used on a copy;
             ``torch.float64`` keeps the gradients of very deep networks above underflow.
         device: Device to run on, on a copy if the model lives elsewhere; None stays.
         seed: Seed of the row sample.
@@ -79,8 +80,11 @@ def analyze(
         DataError: No batch, or batches the loss cannot take.
         MeasureError: The model raised on a batch; or measuring failed on another rank.
     """
+    check_model(model)
+    check_data(data)
     _check(batches, rows)
-    job = _Job(_placed(unwrapped(model), dtype, device), loss_fn, dtype, rows, seed)
+    precision = precision_of(dtype)
+    job = _Job(_placed(unwrapped(model), precision, device), loss_fn, precision, rows, seed)
     if distributed.world_size() == 1:
         snapshot = job.run(data, batches, progress)
     else:
@@ -139,7 +143,7 @@ class _Job:
                 self.flops = counted / batch.samples
             with attachment:
                 output = self.model(*batch.args, **batch.kwargs)
-                loss = loss_of(output, batch, self.loss_fn)
+                loss = self._loss(output, batch)
                 if loss is not None and loss.requires_grad:
                     self.backward = True
                     _backward(loss, self.model, batch)
@@ -149,6 +153,17 @@ class _Job:
             raise _model_error(error, self.done, batch) from error
         self.score.add(output, batch, loss)
         self.done, self.samples = self.done + 1, self.samples + batch.samples
+
+    def _loss(self, output: Any, batch: Batch) -> Tensor | None:
+        try:
+            return loss_of(output, batch, self.loss_fn)
+        except ShiftscopeError:
+            raise
+        except Exception as error:
+            raise MeasureError(
+                f"the loss {_told(error, self.done, batch)}",
+                "check that the target has the shape, type and range that the loss expects",
+            ) from error
 
     def _manifest(self) -> dict[str, Any]:
         return {
@@ -239,12 +254,15 @@ def _eagerly() -> Any:
 
 
 def _model_error(error: Exception, index: int, batch: Batch) -> MeasureError:
-    words = str(error).strip().splitlines()
     return MeasureError(
-        f"the model raised {type(error).__name__} on batch {index} ({batch.shapes}): "
-        f"{words[0][:200] if words else ''}",
+        f"the model {_told(error, index, batch)}",
         "check that the data have the shape, type and range the model was trained on",
     )
+
+
+def _told(error: Exception, index: int, batch: Batch) -> str:
+    words = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"raised {type(error).__name__} on batch {index} ({batch.shapes}): {words}"
 
 
 def _selected(snapshot: Snapshot, sites: str | Iterable[str]) -> Snapshot:

@@ -83,13 +83,13 @@ def forward_flops(model: nn.Module, run: Callable[[], Any]) -> float:
 
 
 def weights_of(module: nn.Module) -> list[Tensor]:
-    """A module's own weights: floating parameters of two or more dimensions."""
+    """A module's own weights: floating or complex parameters of two or more dimensions."""
     return [
         p
         for p in module._parameters.values()
         if isinstance(p, Tensor)
         and not isinstance(p, nn.UninitializedParameter)
-        and p.is_floating_point()
+        and (p.is_floating_point() or p.is_complex())
         and p.dim() >= 2
     ]
 
@@ -105,6 +105,8 @@ def _reason(attachment: Attachment, module: nn.Module, path: str) -> str | None:
         return "not called"
     if isinstance(module, _LOOKUPS):
         return "a look-up table: no linear map is executed"
+    if any(weight.is_complex() for weight in weights_of(module)):
+        return "complex weights: means and variances of complex numbers are not defined here"
     if isinstance(module, torch.jit.ScriptModule):
         return "a TorchScript module: no hook and no mode sees its inside"
     return "called, but no linear map with its weights was seen (fused or custom op)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -304,6 +305,10 @@ def test_the_accuracy_gate_of_a_deep_sigmoid_net() -> None:
         ([torch.zeros(0, 4)], "no batch"),
         (["text"], "a batch is"),
         ([5], "a batch is"),
+        (None, "data is NoneType"),
+        (torch.zeros(6, 4), "data is a tensor"),
+        ((torch.zeros(6, 4), torch.zeros(6, 4)), "data is a pair of tensors"),
+        ({"x": torch.zeros(6, 4)}, "data is a mapping"),
     ],
 )
 def test_data_that_are_none(data: Any, words: str) -> None:
@@ -327,3 +332,62 @@ def test_a_shape_that_does_not_fit_is_one_line_and_a_remedy() -> None:
         ss.analyze(nn.Linear(4, 2), [torch.rand(3, 5)])
     assert "\n" not in caught.value.reason
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("model", [None, nn.Linear, "model.pt", torch.relu])
+def test_what_is_no_model_is_refused(model: Any) -> None:
+    with pytest.raises(ss.UsageError, match=r"expected a torch\.nn\.Module") as caught:
+        ss.analyze(model, [torch.rand(3, 4)])
+    assert caught.value.remedy
+
+
+def test_the_loss_is_told_apart_from_the_model() -> None:
+    labels = torch.tensor([0, 1, 9])
+    with pytest.raises(ss.MeasureError, match=r"the loss raised IndexError.*9 is out of") as caught:
+        ss.analyze(nn.Linear(4, 2), [(torch.rand(3, 4), labels)], F.cross_entropy)
+    assert "target" in caught.value.remedy
+
+
+@pytest.mark.parametrize("dtype", ["float64", torch.float64])
+def test_a_precision_may_be_named(dtype: Any) -> None:
+    snapshot = ss.analyze(nn.Linear(4, 2), [torch.rand(9, 4)], dtype=dtype)
+    assert snapshot.manifest["dtype"] == "float64"
+
+
+@pytest.mark.parametrize("dtype", ["float65", torch.int8, 64])
+def test_a_precision_that_is_none_is_refused(dtype: Any) -> None:
+    with pytest.raises(ss.UsageError, match="dtype"):
+        ss.analyze(nn.Linear(4, 2), [torch.rand(3, 4)], dtype=dtype)
+
+
+def test_units_behind_a_nan_are_not_called_dead() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+        model[0].bias.fill_(100.0)
+        model[0].bias[1] = -100.0
+    snapshot = ss.analyze(model, [torch.rand(50, 4)])
+    dead = snapshot.sites.set_index("site")["dead"]
+    assert dead["1"] == 1
+    assert math.isnan(dead["3"])
+
+
+def test_one_row_is_not_called_rounding_noise() -> None:
+    snapshot = ss.analyze(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), [torch.rand(1, 4)])
+    assert "one row only" in snapshot.sites["notes"][0]
+    assert {f.cause for f in ss.diagnose(snapshot)}.isdisjoint({"below_resolution"})
+
+
+def test_a_complex_layer_is_a_gap() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wave = nn.Linear(4, 4, dtype=torch.complex64)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.wave(x).abs())
+
+    snapshot = ss.analyze(Mixed(), [torch.rand(9, 4, dtype=torch.complex64)])
+    assert [(path, "complex" in reason) for path, reason in snapshot.gaps] == [("wave", True)]
+    assert snapshot.coverage["parameters"] == {"seen": 8, "total": 24}
