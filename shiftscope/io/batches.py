@@ -73,15 +73,20 @@ class Plan:
     def indices(self, rows: int) -> list[list[int]]:
         """Row numbers of this process's batches.
 
-        The first ``batches * batch_size`` rows of one permutation, dealt out in turn: together the
-        processes see the rows that one process would, each row once.
+        The first ``batches * batch_size`` rows of one permutation. Whole batches are dealt out in
+        turn, so that the processes see together the very batches that one would: the gradient of
+        a mean loss depends on the batch a row is in. Only where there are fewer batches than
+        processes are rows dealt out instead.
         """
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(rows, generator=generator).tolist()
         if self.batches is not None:
             order = order[: self.batches * self.batch_size]
+        cut = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        if len(cut) >= self.world_size:
+            return cut[self.rank :: self.world_size]
         mine = order[self.rank :: self.world_size]
-        return [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
+        return [mine] if mine else []
 
 
 def make_plan(

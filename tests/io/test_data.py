@@ -328,6 +328,17 @@ def test_processes_share_the_rows_of_one(tmp_path: Path, world: int, batches: in
     assert {part.rows for part in parts} == {len(alone)}
 
 
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_processes_see_the_very_batches_of_one(tmp_path: Path, world: int) -> None:
+    np.savez(tmp_path / "d.npz", x=np.arange(23, dtype=np.float32)[:, None])
+    options: dict[str, Any] = {"batch_size": 6, "base": tmp_path, "seed": 4}
+    alone = {tuple(x.flatten().tolist()) for x in load_data("d.npz", **options)}
+    parts = [load_data("d.npz", rank=r, world_size=world, **options) for r in range(world)]
+    dealt = [tuple(x.flatten().tolist()) for part in parts for x in part]
+    assert set(dealt) == alone
+    assert len(dealt) == len(alone)
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_processes_share_the_batches_of_an_own_loader(loaders: Path, world: int) -> None:
     rows: list[float] = []
