@@ -17,7 +17,7 @@ from shiftscope.reporting.pictures import Picture
 from shiftscope.reporting.premises import premise_section
 from shiftscope.reporting.ranking import HEADS
 from shiftscope.reporting.strips import STEPS, strips
-from shiftscope.reporting.table import COLUMNS, FIRST_ROWS, SiteTable
+from shiftscope.reporting.table import FIRST_ROWS, SiteTable
 from shiftscope.reporting.text import plain_summary
 from shiftscope.reporting.words import (
     coverage_lines,
@@ -79,7 +79,7 @@ def page(
         findings=[_finding(finding, table) for finding in findings],
         figures=[_figure(picture) for picture in pictures],
         missing=_missing(missing, len(packed)),
-        columns=COLUMNS,
+        columns=table.columns,
         rows=table.cells(),
         total=len(table.rows),
         premises=premise_section(snapshot),

@@ -43,6 +43,15 @@
     return String(Number(value.toPrecision(4)));
   }
 
+  // As bounded_share of words.py: a share next to one keeps its nines.
+  function formatShare(value) {
+    const told = format(value);
+    if (told !== "1") return told;
+    const nines = value < 1 ? Math.floor(-Math.log10(1 - value)) : 6;
+    if (nines >= 6) return ">0.999999";
+    return (Math.floor(value * 10 ** (nines + 1)) / 10 ** (nines + 1)).toFixed(nines + 1);
+  }
+
   function shorten(name) {
     if (name.length <= data.nameLength) return name;
     const tail = Math.floor(((data.nameLength - 1) * 3) / 5);
@@ -96,7 +105,7 @@
       word.textContent = value || "";
       td.append(word);
     } else {
-      td.textContent = format(value);
+      td.textContent = key === "shift_share" ? formatShare(value) : format(value);
     }
     return td;
   }
@@ -107,7 +116,7 @@
       const row = byOrder.get(Number(tr.dataset.order));
       const value = cell(row, "shift_share");
       const td = tr.cells[share];
-      if (value !== null) {
+      if (td && typeof value === "number") {
         td.classList.add("bar");
         td.style.setProperty("--share", `${100 * value}%`);
       }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shiftscope.findings import Finding
 from shiftscope.reporting.ranking import blame, ranked
-from shiftscope.reporting.words import number, printable, shorten
+from shiftscope.reporting.words import bounded_share, number, printable, shorten
 from shiftscope.site_table import SITE_COLUMNS
 
 if TYPE_CHECKING:
@@ -60,6 +60,19 @@ COLUMNS = (
 )
 """The columns that are shown; all others stand under the strip of the chosen site."""
 
+_NAMING = COLUMNS[:5]
+
+WEIGHT_COLUMNS = (
+    *_NAMING,
+    Column("fan_in", "fan in", "inputs of a neuron"),
+    Column("eta", "η", "mean squared norm of the rows: forward gain of the weights"),
+    Column("xi", "ξ", "mean squared norm of the columns about their mean: backward gain"),
+    Column(
+        "lcw_residual", "max |cos(w, 1)|", "largest share of a row along 1; 0 for zero-sum rows"
+    ),
+)
+"""The columns that are shown where no data went through."""
+
 
 class SiteTable:
     """The sites of a snapshot, worst first, as cells and as data for the page.
@@ -72,6 +85,8 @@ class SiteTable:
     def __init__(self, snapshot: Snapshot, findings: Sequence[Finding]) -> None:
         worst = blame(findings)
         rows = {str(row["site"]): row for row in snapshot.sites.to_dict("records")}
+        seen = bool(snapshot.sites["shift_share"].notna().any())
+        self.columns = COLUMNS if seen or snapshot.sites.empty else WEIGHT_COLUMNS
         self.names = ranked(snapshot, findings)
         self.rows = [_row(rows[name], worst.get(name, "")) for name in self.names]
         self.place = {name: place for place, name in enumerate(self.names)}
@@ -84,7 +99,7 @@ class SiteTable:
                 "severity": row["finding"],
                 "share": row["shift_share"] if _known(row["shift_share"]) else None,
                 "name": printable(row["site"]),
-                "cells": [(column.key, _cell(row, column.key)) for column in COLUMNS],
+                "cells": [(column.key, _cell(row, column.key)) for column in self.columns],
             }
             for row in self.rows[:FIRST_ROWS]
         ]
@@ -95,7 +110,7 @@ class SiteTable:
         return {
             "keys": keys,
             "nameLength": NAME_LENGTH,
-            "rows": [[_compact(row[key]) for key in keys] for row in self.rows],
+            "rows": [[_compact(row[key], key) for key in keys] for row in self.rows],
         }
 
 
@@ -116,6 +131,8 @@ def _cell(row: Mapping[str, Any], key: str) -> str:
     value = row[key]
     if key == "site":
         return shorten(printable(value), NAME_LENGTH) or "(model)"
+    if key == "shift_share":
+        return bounded_share(value)
     return "" if value == "" else number(value)
 
 
@@ -127,7 +144,9 @@ def _known(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
 
-def _compact(value: Any) -> Any:
+def _compact(value: Any, key: str) -> Any:
+    if key == "shift_share" and _known(value):
+        return round(value, 9)  # its distance from one is what counts
     if isinstance(value, float):
         if not math.isfinite(value):
             return None

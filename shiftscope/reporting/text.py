@@ -10,6 +10,7 @@ from shiftscope.findings import Finding, verdict
 from shiftscope.reporting.ranking import ranked
 from shiftscope.reporting.words import (
     ascii_only,
+    bounded_share,
     coverage_lines,
     input_lines,
     number,
@@ -38,6 +39,14 @@ _COLUMNS = (
     ("dead", "dead"),
     ("saturated", "flat"),
 )
+_WEIGHT_COLUMNS = (
+    ("neurons", "neurons"),
+    ("fan_in", "fan in"),
+    ("eta", "η"),
+    ("xi", "ξ"),
+    ("lcw_residual", "max |cos(w, 1)|"),
+)
+"""What is known of weights alone; used where no data went through."""
 
 
 def summary(snapshot: Snapshot, findings: Sequence[Finding]) -> Summary:
@@ -149,12 +158,15 @@ class _Writer:
             return
         rows = {str(row["site"]): row for row in sites.to_dict("records")}
         names = ranked(self.summary.snapshot, self.summary.findings)
-        table = self._table("site", *(title for _, title in _COLUMNS))
+        seen = bool(sites["shift_share"].notna().any())
+        columns = _COLUMNS if seen else _WEIGHT_COLUMNS
+        table = self._table("site", *(title for _, title in columns))
         for name in names[:_WORST]:
-            cells = [number(rows[name].get(key), 3) for key, _ in _COLUMNS]
+            cells = [_cell(key, rows[name].get(key)) for key, _ in columns]
             shown = self._text(shorten(self.inert(name), 30))
             table.add_row(shown, *map(self._text, cells))
-        yield self._text(f"Worst {min(_WORST, len(names))} of {len(names)} sites", "bold")
+        which = "Worst" if seen else "First"
+        yield self._text(f"{which} {min(_WORST, len(names))} of {len(names)} sites", "bold")
         yield table
 
     def _table(self, first: str, *titles: str) -> Table:
@@ -181,6 +193,10 @@ class _Writer:
             yield self._text(f"  {shorten(self.inert(module), 40)}: {shorten(str(reason), 200)}")
         if len(gaps) > _GAPS:
             yield self._text(f"  … and {len(gaps) - _GAPS} more, in report.json")
+
+
+def _cell(key: str, value: Any) -> str:
+    return (bounded_share if key == "shift_share" else number)(value, 3)
 
 
 def _body(finding: Finding) -> list[str]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ascii_only",
+    "bounded_share",
     "coverage_lines",
     "input_lines",
     "manifest_lines",
@@ -26,6 +27,9 @@ _ASCII = {
     **{"η": "eta", "ξ": "xi", "φ": "phi", "μ": "mu", "σ": "sigma", "θ": "theta", "≤": "<="},
     **{"“": '"', "”": '"', "’": "'", "↑": "^", "↓": "v", "²": "^2", "₁": "1", "₀": "0"},
 }
+_NINES = 6
+"""Nines of a share near one that are written out."""
+
 _NUMBERS_SHOWN = 8
 """Longest list of numbers that is written out."""
 
@@ -73,6 +77,25 @@ def number(value: Any, digits: int = 4) -> str:
     if float(value).is_integer() and abs(value) < 10**9:
         return f"{int(value):,}" if abs(value) >= 10**4 else str(int(value))
     return f"{value:.{digits}g}"
+
+
+def bounded_share(value: Any, digits: int = 4) -> str:
+    """A share as a cell; one that would be rounded to 1 keeps its nines: 0.99998, >0.999999.
+
+    Args:
+        value: The share, or None.
+        digits: Significant digits of shares that are not next to one.
+
+    Returns:
+        The text.
+    """
+    told = number(value, digits)
+    if told != "1":
+        return told
+    nines = math.floor(-math.log10(1 - value)) if value < 1 else _NINES
+    if nines >= _NINES:
+        return f">{1 - 10.0**-_NINES:.{_NINES}f}"
+    return f"{math.floor(value * 10 ** (nines + 1)) / 10 ** (nines + 1):.{nines + 1}f}"
 
 
 def subtitle(snapshot: Snapshot) -> str:

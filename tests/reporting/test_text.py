@@ -6,9 +6,11 @@ import io
 import re
 
 import pytest
+import torch
 from report_cases import hostile, sick
 from rich.console import Console
 
+from shiftscope.capture.weights import weights_only
 from shiftscope.findings import diagnose
 from shiftscope.reporting.text import plain_summary, summary
 from shiftscope.snapshot import Snapshot
@@ -62,3 +64,13 @@ def test_without_colour_there_is_no_escape() -> None:
 def test_nothing_measured_is_said() -> None:
     empty = Snapshot(records={})
     assert "Nothing was measured" in plain_summary(empty, diagnose(empty))
+
+
+def test_weights_alone_are_told_where_no_data_went_through() -> None:
+    state = {"0.weight": torch.randn(8, 4), "2.weight": torch.randn(3, 8)}
+    snapshot = weights_only(state)
+    text = plain_summary(snapshot, diagnose(snapshot))
+    assert "First 2 of 2 sites" in text
+    row = next(line for line in text.splitlines() if line.split()[:1] == ["0"])
+    assert row.split()[1:3] == ["8", "4"]
+    assert "–" not in row

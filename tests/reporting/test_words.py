@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from shiftscope.reporting.words import ascii_only, number, printable, score_line, shorten
+from shiftscope.reporting.words import (
+    ascii_only,
+    bounded_share,
+    number,
+    printable,
+    score_line,
+    shorten,
+)
 from shiftscope.snapshot import Snapshot
 
 
@@ -61,3 +68,19 @@ def test_the_score_is_told_where_it_is_known() -> None:
 )
 def test_cells(value: object, shown: str) -> None:
     assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [
+        (0.5, "0.5"),
+        (0.99949, "0.999"),
+        (0.9996, "0.9996"),
+        (0.99998653, "0.99998"),
+        (1 - 1e-9, ">0.999999"),
+        (1.0, ">0.999999"),
+        (math.nan, "–"),
+    ],
+)
+def test_a_share_next_to_one_is_not_rounded_to_one(share: float, shown: str) -> None:
+    assert bounded_share(share, 3) == shown
