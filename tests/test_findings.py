@@ -417,7 +417,7 @@ def test_findings_are_sorted_and_told_once_per_cause() -> None:
         (0.9997, "99.9 %"),
         (0.99998, "99.99 %"),
         (0.99999999, "over 99.9999 %"),
-        (1.0, "100 %"),
+        (1.0, "over 99.9999 %"),
     ],
 )
 def test_shares_near_one_keep_their_nines(share: float, text: str) -> None:

@@ -28,12 +28,12 @@ def coverage(reading: Reading, thresholds: Thresholds) -> Finding | None:
     partly = seen is not None and seen < 1.0
     if not gaps and backward and not partly:
         return None
-    parts = [f"{len(gaps)} modules"] if gaps else []
+    parts = [f"{len(gaps)} module{'s' if len(gaps) > 1 else ''}"] if gaps else []
     parts += [] if backward else ["gradients"]
     parts = parts or ["some parameters"]
     evidence = {"gaps": Evidence(len(gaps), unit="modules")}
     if seen is not None:
-        evidence["parameters_seen"] = Evidence(seen, unit="of the parameters")
+        evidence["parameters_seen"] = Evidence(100 * seen, unit="% of the parameters")
     return Finding(
         cause="coverage",
         severity="info",

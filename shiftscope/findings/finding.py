@@ -144,9 +144,9 @@ def _known(value: float | None) -> bool:
 
 def percent(share: float) -> str:
     """A share in per cent with enough nines: 50 %, 99.9 %, 99.99 %, over 99.9999 %."""
-    if not 0.99 < share < 1:
+    if not 0.99 < share <= 1:
         return f"{100 * share:.0f} %"
-    nines = math.floor(-math.log10(1 - share))
+    nines = math.floor(-math.log10(1 - share)) if share < 1 else _NINES  # 1.0 by rounding
     if nines >= _NINES:
         return f"over {100 - 10.0 ** (2 - _NINES):.{_NINES - 2}f} %"
     return f"{math.floor(share * 10**nines) / 10 ** (nines - 2):.{nines - 2}f} %"

@@ -92,5 +92,8 @@ def below_resolution(reading: Reading, thresholds: Thresholds) -> Finding | None
             "Such sites do not enter the profiles over the depth; a neuron that gives one constant "
             "value for every row looks the same."
         ),
-        advice="Measure a double-precision copy: ss.analyze(..., dtype=torch.float64).",
+        advice=(
+            "Measure a double-precision copy: ss.analyze(..., dtype=torch.float64), or "
+            "--dtype float64."
+        ),
     )
