@@ -105,12 +105,21 @@ def g_matrix(x: npt.ArrayLike, activation: Any, *, without: npt.ArrayLike | str 
     unit = rows / norms[:, None]
     kernel = slope_kernel(resolve(activation, std=float(norms.max())), norms)
     values = np.empty((len(rows), len(rows)))
-    for part, rho in correlations(unit):
-        argument = angles_of(unit, rho, part) if kernel.takes_angle else rho
-        inner = rho * norms[part, None] * norms
-        values[part] = kernel.evaluate(argument, part) * inner
+    for block, columns, rho in correlations(unit, upper=True):
+        argument = angles_of(unit[block], unit[columns], rho) if kernel.takes_angle else rho
+        inner = rho * norms[block, None] * norms[columns]
+        values[block, columns] = kernel.evaluate(argument, block, columns) * inner
+        _mirror(values, block)
     error = kernel.entry_error * float(norms.max()) ** 2
     return GMatrix(values, error, None)
+
+
+def _mirror(values: Array, block: slice) -> None:
+    """Copies what stands right of the diagonal in a block of rows to below it."""
+    values[block.stop :, block] = values[block, block.stop :].T
+    square = values[block, block]
+    below = np.tril_indices(len(square), -1)
+    square[below] = square.T[below]
 
 
 def layer_g_matrix(
@@ -204,9 +213,9 @@ def hermite_gershgorin(x: npt.ArrayLike, activation: Any, *, terms: int = 11) ->
     squares = np.square(hermite_coefficients(found.derivative, terms, kinks=found.kinks))
     power = mean_of(lambda z: np.square(found.derivative(z)), found.kinks, panels=panels_for(found))
     radii = np.zeros(terms + 1)
-    for part, rho in correlations(unit_rows(x)):
+    for block, _, rho in correlations(unit_rows(x)):
         size = np.abs(rho)
-        size[np.arange(len(rho)), np.arange(part.start, part.start + len(rho))] = 0.0
+        np.fill_diagonal(size[:, block.start :], 0.0)
         powers = np.ones_like(size)
         for k in range(terms + 1):
             powers *= size

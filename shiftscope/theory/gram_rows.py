@@ -47,10 +47,10 @@ def minimal_pair_angle(x: npt.ArrayLike) -> float:
     if len(unit) < 2:
         raise UsageError(f"a pair needs two samples, got {len(unit)}", "Pass more samples.")
     smallest = math.inf
-    for part, rho in correlations(unit):
-        angles = angles_of(unit, rho, part)
+    for rows, columns, rho in correlations(unit, upper=True):
+        angles = angles_of(unit[rows], unit[columns], rho)
         angles = np.minimum(angles, math.pi - angles)
-        angles[np.arange(len(rho)), np.arange(part.start, part.start + len(rho))] = math.inf
+        np.fill_diagonal(angles, math.inf)
         smallest = min(smallest, float(angles.min()))
     return smallest
 
@@ -165,42 +165,44 @@ def parts(size: int) -> Iterator[slice]:
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
-def correlations(unit: Array) -> Iterator[tuple[slice, Array]]:
+def correlations(unit: Array, *, upper: bool = False) -> Iterator[tuple[slice, slice, Array]]:
     """Computes the correlation matrix block by block, with exact ones on the diagonal.
 
     Args:
         unit: Unit rows ``[n, d]``.
+        upper: Whether to leave out the columns to the left of each block's diagonal.
 
     Yields:
-        A slice of rows, and their correlations with all rows in [-1, 1].
+        A slice of rows, a slice of columns, and the correlations between them in [-1, 1].
     """
-    for part in parts(len(unit)):
-        rho = np.clip(unit[part] @ unit.T, -1.0, 1.0)
-        rho[np.arange(len(rho)), np.arange(part.start, part.stop)] = 1.0
-        yield part, rho
+    for rows in parts(len(unit)):
+        columns = slice(rows.start if upper else 0, len(unit))
+        rho = np.clip(unit[rows] @ unit[columns].T, -1.0, 1.0)
+        np.fill_diagonal(rho[:, rows.start - columns.start :], 1.0)
+        yield rows, columns, rho
 
 
-def angles_of(unit: Array, rho: Array, part: slice) -> Array:
+def angles_of(first: Array, second: Array, rho: Array) -> Array:
     """Computes the angles behind a block of correlations.
 
     Those of nearly parallel or opposite pairs come from the difference of the vectors: the arc
     cosine would turn an error of 1e-16 in ρ into 1e-8.
 
     Args:
-        unit: Unit rows ``[n, d]``.
-        rho: Correlations of the block with all rows.
-        part: The block's rows.
+        first: Unit rows ``[k, d]``.
+        second: Unit rows ``[l, d]``.
+        rho: Their correlations ``[k, l]``.
 
     Returns:
         Angles in [0, π], shaped like ``rho``.
     """
     angles: Array = np.arccos(rho)
-    first, second = np.nonzero(np.abs(rho) > 1.0 - _CLOSE)
-    step = max(1, _BLOCK // unit.shape[1])
-    for start in range(0, len(first), step):
-        i, j = first[start : start + step], second[start : start + step]
+    left, right = np.nonzero(np.abs(rho) > 1.0 - _CLOSE)
+    step = max(1, _BLOCK // first.shape[1])
+    for start in range(0, len(left), step):
+        i, j = left[start : start + step], right[start : start + step]
         sign = np.sign(rho[i, j])
-        gap = np.linalg.norm(unit[part][i] - sign[:, None] * unit[j], axis=1)
+        gap = np.linalg.norm(first[i] - sign[:, None] * second[j], axis=1)
         near = 2.0 * np.arcsin(0.5 * gap)
         angles[i, j] = np.where(sign > 0, near, math.pi - near)
     return angles

@@ -38,8 +38,8 @@ _PAIRS = 2500
 class SlopeKernel:
     """Evaluates one block of rows of the kernel against all columns."""
 
-    evaluate: Callable[[Array, slice], Array]
-    """Takes ρ, or the angle, of a block of rows with all samples, and the rows' slice."""
+    evaluate: Callable[[Array, slice, slice], Array]
+    """Takes ρ, or the angle, of a block, and the slices of its rows and columns."""
     takes_angle: bool
     """Whether ``evaluate`` takes angles in [0, π] instead of correlations."""
     entry_error: float
@@ -86,8 +86,8 @@ def _step_slopes(activation: Activation) -> tuple[float, float] | None:
 def _step_kernel(below: float, above: float) -> SlopeKernel:
     jump = (above - below) ** 2 / (2.0 * math.pi)
 
-    def evaluate(angle: Array, rows: slice) -> Array:
-        del rows
+    def evaluate(angle: Array, rows: slice, columns: slice) -> Array:
+        del rows, columns
         return below * above + jump * (math.pi - angle)
 
     return SlopeKernel(evaluate, True, 0.0)
@@ -96,9 +96,9 @@ def _step_kernel(below: float, above: float) -> SlopeKernel:
 def _erf_kernel(norms: Array) -> SlopeKernel:
     squares = np.square(norms)
 
-    def evaluate(rho: Array, rows: slice) -> Array:
-        inner = rho * norms[rows, None] * norms
-        outer = (1.0 + 2.0 * squares[rows, None]) * (1.0 + 2.0 * squares)
+    def evaluate(rho: Array, rows: slice, columns: slice) -> Array:
+        inner = rho * norms[rows, None] * norms[columns]
+        outer = (1.0 + 2.0 * squares[rows, None]) * (1.0 + 2.0 * squares[columns])
         values: Array = 4.0 / math.pi / np.sqrt(outer - 4.0 * np.square(inner))
         return values
 
@@ -119,15 +119,26 @@ def _series(activation: Activation, norms: Array) -> tuple[Array, float, float]:
 
 
 def _series_kernel(coefficients: Array, error: float) -> SlopeKernel:
-    """Horner's rule in ρ, in place, every term a product of coefficients of row and column."""
-    single = len(coefficients) == 1
+    """Horner's rule in ρ, in place, every term a product of coefficients of row and column.
 
-    def evaluate(rho: Array, rows: slice) -> Array:
-        total = np.zeros_like(rho)
-        for column in coefficients.T[::-1]:
-            total *= rho
-            total += column[0] ** 2 if single else np.multiply.outer(column[rows], column)
-        return total
+    Slopes that are even or odd have every other coefficient zero: the rule then runs in ρ².
+    """
+    single = len(coefficients) == 1
+    largest = np.abs(coefficients).max(axis=0)
+    null = largest <= 1e-15 * largest.max()
+    first, step = next(((k, 2) for k in (0, 1) if null[1 - k :: 2].all()), (0, 1))
+    terms = np.ascontiguousarray(coefficients[:, first::step].T)
+
+    def evaluate(rho: Array, rows: slice, columns: slice) -> Array:
+        total, scratch = np.zeros_like(rho), np.empty_like(rho)
+        factor = np.square(rho) if step == 2 else rho
+        for term in terms[::-1]:
+            total *= factor
+            if single:
+                total += term[0] ** 2
+            else:
+                total += np.multiply.outer(term[rows], term[columns], out=scratch)
+        return total * rho if first else total
 
     return SlopeKernel(evaluate, False, error)
 
@@ -156,8 +167,8 @@ def _table_kernel(activation: Activation, norm: float) -> SlopeKernel:
     checks = np.append(between, [0.0, math.pi])
     error = float(np.abs(table(checks) - exact(checks)).max())
 
-    def evaluate(angle: Array, rows: slice) -> Array:
-        del rows
+    def evaluate(angle: Array, rows: slice, columns: slice) -> Array:
+        del rows, columns
         interpolated: Array = table(angle)
         return interpolated
 
@@ -166,20 +177,16 @@ def _table_kernel(activation: Activation, norm: float) -> SlopeKernel:
 
 def _pair_kernel(activation: Activation, norms: Array) -> SlopeKernel:
     slope, panels = activation.derivative, panels_for(activation, std=float(norms.max()))
-    known: dict[tuple[int, int], float] = {}
 
     def entry(i: int, j: int, rho: float) -> float:
-        key = (min(i, j), max(i, j))
-        if key not in known:
-            stds = (float(norms[i]), float(norms[j]))
-            options: Any = {"kinks": activation.kinks, "stds": stds, "panels": panels}
-            known[key] = pair_mean(slope, slope, rho, **options)
-        return known[key]
+        stds = (float(norms[i]), float(norms[j]))
+        options: Any = {"kinks": activation.kinks, "stds": stds, "panels": panels}
+        return pair_mean(slope, slope, rho, **options)
 
-    def evaluate(rho: Array, rows: slice) -> Array:
-        first = range(*rows.indices(len(norms)))
+    def evaluate(rho: Array, rows: slice, columns: slice) -> Array:
+        first, second = (range(*part.indices(len(norms))) for part in (rows, columns))
         table = [
-            [entry(i, j, float(row[j])) for j in range(len(norms))]
+            [entry(i, j, float(c)) if j >= i else 0.0 for j, c in zip(second, row, strict=True)]
             for i, row in zip(first, rho, strict=True)
         ]
         return np.array(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import tracemalloc
 from typing import Any
 
@@ -327,3 +328,19 @@ def test_kernels_take_the_route_they_should() -> None:
 def test_wrong_arguments_are_refused(call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "silu"])
+def test_three_thousand_samples_take_less_than_ten_seconds(name: str) -> None:
+    rows = np.random.default_rng(12).normal(size=(3000, 64)) / 8
+    start = time.process_time()
+    got = g_matrix(rows, name)
+    assert got.spectrum(overwrite=True).resolved
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "square", "elu", "gelu"])
+def test_the_matrix_is_symmetric_to_the_last_bit(name: str) -> None:
+    rows = np.random.default_rng(13).normal(size=(400, 7))
+    values = g_matrix(rows, name).values
+    np.testing.assert_array_equal(values, values.T)
