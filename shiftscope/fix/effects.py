@@ -81,7 +81,9 @@ def _alone(layer: nn.Module, record: SiteRecord, fix: Candidate) -> tuple[float,
     if not isinstance(layer, nn.Linear) or sample is None or not sample.kept:
         return math.nan, removed
     within = float(np.var(as_float(sample.rows) @ rows.T, axis=0).mean())
-    return ratio(between, between + within), removed
+    count = float(as_float(record.streams["z"].moments.count).max())
+    corrected = max(between - within / count, 0.0)  # the scatter of measured means is no shift
+    return ratio(corrected, between + within), removed
 
 
 @torch.no_grad()
