@@ -16,6 +16,7 @@ _HOMES = {
     "JsonLines": ("jsonl", ""),
     "LightningWatch": ("lightning", "lightning"),
     "LiveTable": ("live", ""),
+    "Outlet": ("sink", ""),
     "Parquet": ("tables", "parquet"),
     "Sink": ("sink", ""),
     "TensorBoard": ("tensorboard", "tensorboard"),

@@ -12,7 +12,7 @@ from shiftscope.findings.headline import headline
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Window
 
-__all__ = ["CURVES", "Sink", "feed", "headline", "required", "scalars", "site_curves"]
+__all__ = ["CURVES", "Outlet", "Sink", "feed", "headline", "required", "scalars", "site_curves"]
 
 CURVES = (
     *("shift_share", "within_var", "between_var", "z_mean", "z_std", "log10_grad_z_var"),
@@ -38,6 +38,42 @@ class Sink(Protocol):
         """Write what is left and let go of files; idempotent."""
 
 
+class Outlet:
+    """Hands each window of a growing trace to sinks, once.
+
+    Args:
+        sinks: Where to write.
+    """
+
+    def __init__(self, *sinks: Sink) -> None:
+        self.sinks = sinks
+        self._written: dict[str, int] = {}
+
+    def drain(self, trace: Iterable[Window]) -> None:
+        """Write the windows that ended since the last call.
+
+        Args:
+            trace: The trace of a probe, or its windows.
+        """
+        for window in trace:
+            if window.last > self._written.get(window.phase, -1):
+                self._written[window.phase] = window.last
+                for sink in self.sinks:
+                    sink.write(window.last, window.phase, window.snapshot)
+
+    def close(self, trace: Iterable[Window] = ()) -> None:
+        """Write what is left and close the sinks.
+
+        Args:
+            trace: The trace, where windows may have ended since the last :meth:`drain`.
+        """
+        try:
+            self.drain(trace)
+        finally:
+            for sink in self.sinks:
+                sink.close()
+
+
 def feed(trace: Iterable[Window], *sinks: Sink) -> None:
     """Write a finished trace to sinks and close them.
 
@@ -45,13 +81,7 @@ def feed(trace: Iterable[Window], *sinks: Sink) -> None:
         trace: A trace, or some of its windows.
         sinks: Where to write.
     """
-    try:
-        for window in trace:
-            for sink in sinks:
-                sink.write(window.last, window.phase, window.snapshot)
-    finally:
-        for sink in sinks:
-            sink.close()
+    Outlet(*sinks).close(trace)
 
 
 def site_curves(snapshot: Snapshot) -> dict[str, dict[str, float]]:
