@@ -18,6 +18,7 @@ from support import shared_path
 from torch import Tensor, nn
 
 import shiftscope as ss
+from shiftscope.capture.weights import weights_only
 from shiftscope.findings import CAUSES, Evidence, Finding, Thresholds, diagnose, verdict
 from shiftscope.findings.finding import percent
 from shiftscope.findings.learning import initial_spread
@@ -511,3 +512,22 @@ def test_its_healthy_siblings_have_no_finding(
     activation: type[nn.Module],
 ) -> None:
     assert [finding.cause for finding in fashion(name, activation)] == []
+
+
+def test_the_verdict_names_the_cause_of_what_it_leads_with() -> None:
+    model = deep(nn.ReLU, depth=10)
+    for layer in linears(model):
+        nn.init.normal_(layer.weight, std=0.1 * (2 / layer.in_features) ** 0.5)
+    snapshot = measure(model, *data())
+    findings = diagnose(snapshot)
+    assert (findings[0].cause, findings[0].follows_from) == ("vanishing_gradient", "weight_scale")
+    sentence = verdict(findings, snapshot)["sentence"]
+    scale = next(finding for finding in findings if finding.cause == "weight_scale")
+    assert sentence.startswith(f"{findings[0].title}. The cause: {scale.title}.")
+
+
+def test_weights_alone_ask_for_a_model_and_data() -> None:
+    snapshot = weights_only({"0.weight": torch.randn(8, 4), "2.weight": torch.randn(3, 8)})
+    finding = next(f for f in diagnose(snapshot) if f.cause == "coverage")
+    assert finding.title == "Not measured: signals and gradients"
+    assert "--data" in finding.advice

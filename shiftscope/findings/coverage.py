@@ -29,6 +29,8 @@ def coverage(reading: Reading, thresholds: Thresholds) -> Finding | None:
     if not gaps and backward and not partly:
         return None
     parts = [f"{len(gaps)} module{'s' if len(gaps) > 1 else ''}"] if gaps else []
+    forward = any(known(row.get("z_mean")) for row in reading.rows) or not reading.rows
+    parts += [] if forward else ["signals"]
     parts += [] if backward else ["gradients"]
     parts = parts or ["some parameters"]
     evidence = {"gaps": Evidence(len(gaps), unit="modules")}
@@ -37,7 +39,7 @@ def coverage(reading: Reading, thresholds: Thresholds) -> Finding | None:
     return Finding(
         cause="coverage",
         severity="info",
-        title=f"Not measured: {' and '.join(parts)}",
+        title=f"Not measured: {_listed(parts)}",
         sites=tuple(dict.fromkeys(str(module) for module, _ in gaps)),
         evidence=evidence,
         threshold=("coverage", 1.0),
@@ -45,12 +47,20 @@ def coverage(reading: Reading, thresholds: Thresholds) -> Finding | None:
         explanation=(
             "What was not measured is not known to be healthy. The reasons stand under coverage."
         ),
-        advice=(
-            "Nothing, if these parts do not matter here."
-            if backward
-            else "Give a loss (loss_fn, --loss) to have gradients measured too."
-        ),
+        advice=_advice(forward, backward),
     )
+
+
+def _listed(parts: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def _advice(forward: bool, backward: bool) -> str:
+    if not forward:
+        return "Give a model and data (--model, --data) to have signals and gradients measured."
+    if not backward:
+        return "Give a loss (loss_fn, --loss) to have gradients measured too."
+    return "Nothing, if these parts do not matter here."
 
 
 def seen_share(table: Mapping[str, Any], name: str) -> float | None:

@@ -92,10 +92,13 @@ def verdict(findings: Sequence[Finding], measured: Snapshot | Trace) -> dict[str
     if not told:
         return {"severity": "info", "sentence": _all_clear(findings, measured)}
     first, rest = told[0], told[1:]
-    following = sum(1 for finding in rest if finding.follows_from)
+    origin = next((finding for finding in rest if finding.cause == first.follows_from), None)
+    cause = f" The cause: {origin.title}." if origin else ""
+    others = [finding for finding in rest if finding is not origin]
+    following = sum(1 for finding in others if finding.follows_from)
     return {
         "severity": first.severity,
-        "sentence": f"{first.title}.{_remainder(len(rest), following)}",
+        "sentence": f"{first.title}.{cause}{_remainder(len(others), following)}",
     }
 
 
