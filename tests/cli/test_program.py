@@ -173,7 +173,9 @@ def test_plain_ascii_terminals_get_question_marks() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_ctrl_c_ends_with_130() -> None:
     code = (
-        "import sys, time\nfrom shiftscope.cli import main\n"
+        "import signal, sys, time\nfrom shiftscope.cli import main\n"
+        # A shell that runs tests in the background has its children ignore the signal.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "report = sys.modules['shiftscope.cli.report']\n"
         "def wait(arguments):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "report.run = wait\nsys.exit(main(['report', 'x']))\n"
