@@ -24,6 +24,7 @@ _CONSTRAINTS = (*_ZERO_SUM, "lcw-data")
 _ONCE = ("absorb-bias", "standardize")
 _PRESERVING = ("lcw", "lcw-projection", "lcw-data")
 _EXCESS = 1.2
+_HARM = 0.3
 _ODD = 1e-6
 _LOW_INDEX = 0.5
 _WORSE = 1.0
@@ -138,6 +139,8 @@ def _exploding(reading: Reading, fix: Candidate, gradient: GradientEffect) -> It
             continue
         layers = fed.count(op)
         grown = layers * math.log10(excess)
+        if grown < _HARM:
+            continue
         held = (
             f"; on a copy it is {gradient.trial:.3f} a layer"
             if math.isfinite(gradient.trial)
@@ -199,7 +202,8 @@ def _off_ones(before: Snapshot, effects: Sequence[SiteEffect]) -> Iterator[str]:
         yield (
             f"The mean input is not along 1 at {len(low)} layers ({_names(low)}; median "
             f"p_gamma_index {median(e.p_gamma_index for e in low):.2f}): there zero-sum weights "
-            f"remove {max(removed, 0.0):.0%} of the squared shift. lcw-data removes it all."
+            f"remove {max(removed, 0.0):.0%} of the squared shift that weights make. lcw-data "
+            "removes all of it."
         )
 
 

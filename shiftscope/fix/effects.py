@@ -26,6 +26,7 @@ from shiftscope.snapshot import Snapshot
 
 __all__ = ["chain", "gradient_effect", "measured_gain", "score", "site_effects", "theory_gain"]
 
+_ABSORBING = ("absorb-bias", "standardize")
 _NEAR = 1e-2
 _STILL = 1e-6
 _NO_MEAN = ("lcw", "lcw-projection", "lcw-data", "cwn", "standardize")
@@ -73,10 +74,10 @@ def _alone(layer: nn.Module, record: SiteRecord, fix: Candidate) -> tuple[float,
         return math.nan, math.nan
     rows, bias = changed
     facts = record.weights
-    means = (rows * facts.mu[facts.group]).sum(axis=1) + bias
-    now = facts.shift + np.nan_to_num(facts.bias)
-    between = float(np.var(means))
-    removed = 1 - ratio(between, float(np.var(now)))
+    shift = (rows * facts.mu[facts.group]).sum(axis=1)
+    between = float(np.var(shift + bias))
+    left = between if fix.method in _ABSORBING else float(np.var(shift))
+    removed = 1 - ratio(left, float(np.var(facts.shift)))
     sample = record.streams["a"].sample if "a" in record.streams else None
     if not isinstance(layer, nn.Linear) or sample is None or not sample.kept:
         return math.nan, removed
@@ -106,7 +107,7 @@ def _changed_rows(
             attach(trial, fix.method, **mean)
         except UsageError:
             return None
-    if fix.method in ("absorb-bias", "standardize"):
+    if fix.method in _ABSORBING:
         bias = -facts.shift
     trial.eval()
     rows: Tensor = Unroll.of(trial).rows(trial.weight)

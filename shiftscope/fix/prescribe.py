@@ -92,10 +92,8 @@ def prescribe(
     findings = diagnose(before)
     found: list[Prescription] = []
     for item, causes in _wanted(methods, findings, sites).items():
-        made = _attempt(
-            model, batches_read, loss_fn, item, causes, snapshot=before, dtype=dtype, gram=gram
-        )
-        found += [made] if made is not None else []
+        options = {"snapshot": before, "dtype": dtype, "gram": gram}
+        found.append(_attempt(model, batches_read, loss_fn, item, causes, **options))
     found.sort(key=lambda p: p.score[1] if math.isfinite(p.score[1]) else math.inf)
     return found + (architecture_advice(before, findings) if methods is None else [])
 
@@ -134,7 +132,7 @@ def predict(
     """
     before = snapshot or analyze(model, data, loss_fn, dtype=dtype)
     batch = calibration(data, model) if batch is None else batch
-    trial = copy.deepcopy(model)
+    trial = _copied(model)
     changes = fix.apply(trial, batch)
     release(trial)  # plain weights again, named as before
     after = analyze(trial, data, loss_fn, rows=_ROWS, dtype=dtype)
@@ -157,6 +155,16 @@ def predict(
     )
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise MeasureError(
+            f"the model cannot be copied: {str(error).splitlines()[0]}",
+            "drop tensors that are part of a graph from its attributes, then try again",
+        ) from error
+
+
 def _attempt(
     model: nn.Module,
     data: Iterable[Any],
@@ -164,7 +172,7 @@ def _attempt(
     fix: Candidate,
     causes: tuple[str, ...],
     **options: Any,
-) -> Prescription | None:
+) -> Prescription:
     """A prescription, or one that says why the fix cannot be had."""
     try:
         return predict(model, data, fix, loss_fn, causes=causes, **options)

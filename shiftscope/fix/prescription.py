@@ -28,8 +28,8 @@ class SiteEffect:
         after: Predicted shift share with the fix at all chosen layers; NaN where unknown.
         alone: Shift share if only this layer were changed, from its own measured inputs; NaN for
             activations and where the rows of its inputs were not sampled.
-        removed: Share of the squared shift ``Σ (w_i·μ̂ + b_i − mean)²`` that vanishes at this
-            layer for the measured mean input; NaN for activations.
+        removed: Share of the variance of ``w_i·μ̂`` over the neurons that vanishes at this layer
+            for its measured mean input; biases stay. NaN for activations.
         p_gamma_index: cos² of the angle between the measured mean input and the ones vector.
     """
 

@@ -44,16 +44,17 @@ def test_one_layer_alone(method: str) -> None:
         if isinstance(layer, nn.Linear):
             a, w, b = h.numpy(), layer.weight.detach().numpy(), layer.bias.detach().numpy()
             mean = a.mean(0)
-            before = w @ mean + b
+            before = w @ mean
             if method == "lcw":
                 w = w - w.mean(1, keepdims=True)
             elif method == "lcw-data":
                 w = w - np.outer(w @ mean, mean) / (mean @ mean)
             else:
-                b = -w @ mean
+                b = -before
             z = a @ w.T + b
             assert effects[name].alone == pytest.approx(share(z), abs=1e-4)
-            removed = 1 - (w @ mean + b).var() / before.var()
+            left = w @ mean + b if method == "absorb-bias" else w @ mean
+            removed = 1 - left.var() / before.var()
             assert effects[name].removed == pytest.approx(removed, abs=1e-4)
             index = mean.sum() ** 2 / (len(mean) * (mean @ mean))
             assert effects[name].p_gamma_index == pytest.approx(index, rel=1e-4)
