@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shiftscope.findings import Finding, verdict
 from shiftscope.reporting.ranking import ranked
@@ -28,8 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Summary", "plain_summary", "summary"]
 
+_NAME = 12
+"""Least width of a site name."""
+
 _WORST = 10
 _GAPS = 10
+_Column: TypeAlias = "tuple[str, list[str]]"
+"""Heading and cells."""
+
 _STYLE = {"critical": "bold red", "serious": "red", "watch": "yellow", "info": "cyan"}
 _COLUMNS = (
     ("shift_share", "shift"),
@@ -102,7 +108,7 @@ class Summary:
         inert: Callable[[object], str] = printable
         if options.ascii_only:
             inert = _printable_ascii
-        yield from _Writer(self, inert).parts()
+        yield from _Writer(self, inert, options.max_width).parts()
 
 
 def _printable_ascii(text: object) -> str:
@@ -113,6 +119,7 @@ def _printable_ascii(text: object) -> str:
 class _Writer:
     summary: Summary
     inert: Callable[[object], str]
+    width: int
 
     def parts(self) -> Iterator[RenderableType]:
         yield from self._verdict()
@@ -159,12 +166,15 @@ class _Writer:
         rows = {str(row["site"]): row for row in sites.to_dict("records")}
         names = ranked(self.summary.snapshot, self.summary.findings)
         seen = bool(sites["shift_share"].notna().any())
-        columns = _COLUMNS if seen else _WEIGHT_COLUMNS
-        table = self._table("site", *(title for _, title in columns))
-        for name in names[:_WORST]:
-            cells = [_cell(key, rows[name].get(key)) for key, _ in columns]
-            shown = self._text(shorten(self.inert(name), 30))
-            table.add_row(shown, *map(self._text, cells))
+        shown = [shorten(self.inert(name), 30) for name in names[:_WORST]]
+        columns = [
+            (title, [_cell(key, rows[name].get(key)) for name in names[:_WORST]])
+            for key, title in (_COLUMNS if seen else _WEIGHT_COLUMNS)
+        ]
+        columns = _fitting(columns, self.width - max(_NAME, *map(len, shown)))
+        table = self._table("site", *(title for title, _ in columns))
+        for place, name in enumerate(shown):
+            table.add_row(*map(self._text, (name, *(cells[place] for _, cells in columns))))
         which = "Worst" if seen else "First"
         yield self._text(f"{which} {min(_WORST, len(names))} of {len(names)} sites", "bold")
         yield table
@@ -174,7 +184,7 @@ class _Writer:
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-        table.add_column(self._text(first), overflow="fold", min_width=12)
+        table.add_column(self._text(first), overflow="fold", min_width=_NAME)
         for title in titles:
             table.add_column(self._text(title), justify="right", no_wrap=True)
         return table
@@ -193,6 +203,20 @@ class _Writer:
             yield self._text(f"  {shorten(self.inert(module), 40)}: {shorten(str(reason), 200)}")
         if len(gaps) > _GAPS:
             yield self._text(f"  … and {len(gaps) - _GAPS} more, in report.json")
+
+
+def _fitting(columns: list[_Column], room: int) -> list[_Column]:
+    """Whole columns that fit beside the names: empty ones go first, then from the right."""
+    kept = list(columns)
+    while len(kept) > 1 and sum(_width(column) for column in kept) + 2 > room:
+        empty = [column for column in kept if set(column[1]) <= {"–"}]
+        kept.remove((empty or kept)[-1])
+    return kept
+
+
+def _width(column: _Column) -> int:
+    title, cells = column
+    return 3 + max(map(len, (title, *cells)))
 
 
 def _cell(key: str, value: Any) -> str:

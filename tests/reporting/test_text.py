@@ -74,3 +74,16 @@ def test_weights_alone_are_told_where_no_data_went_through() -> None:
     row = next(line for line in text.splitlines() if line.split()[:1] == ["0"])
     assert row.split()[1:3] == ["8", "4"]
     assert "–" not in row
+
+
+@pytest.mark.parametrize("width", [40, 60, 66, 100])
+def test_columns_of_the_table_are_whole_or_left_out(width: int) -> None:
+    lines = plain_summary(sick(), diagnose(sick()), width).splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("Worst"))
+    heading = next(line for line in lines[start + 1 :] if "site" in line)
+    rows = [line for line in lines[start:] if re.match(r" \d+ ", line)]
+    titles = re.split(r"\s{2,}", heading.strip())
+    assert set(titles) <= {"site", "shift", "mean z", "sd z", "lg V(∇z)", "dead", "flat"}
+    assert len(titles) >= 3
+    assert rows
+    assert all(len(line.split()) == len(titles) for line in rows)
