@@ -45,7 +45,7 @@ _HOMES = {
     "theory": "",
     "trial": "capture.trial",
     "integrations": "",
-    "verify": "theory.verify",
+    "verify": "theory.verification",
 }
 """Public name -> the module that defines it ("" where the name is itself a submodule)."""
 

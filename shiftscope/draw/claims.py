@@ -24,7 +24,7 @@ from shiftscope.draw.style import (
 )
 
 if TYPE_CHECKING:
-    from shiftscope.theory.verify import Verification
+    from shiftscope.theory.verification import Verification
 
 __all__ = ["claim_estimates", "claim_figure", "claim_figures", "claim_scores"]
 

@@ -19,7 +19,7 @@ from shiftscope.reporting.page import Picture
 from shiftscope.reporting.words import number
 
 if TYPE_CHECKING:
-    from shiftscope.theory.verify import Verification
+    from shiftscope.theory.verification import Verification
 
 __all__ = [
     "VERIFICATION_VERSION",

@@ -11,7 +11,7 @@ from typing import Any
 _HOMES = {
     "Activity": "dying",
     "Boundaries": "boundaries",
-    "CLAIMS": "verify",
+    "CLAIMS": "verification",
     "DepthMap": "depth",
     "DepthProfile": "depth_profile",
     "FixedPoint": "depth",
@@ -26,7 +26,7 @@ _HOMES = {
     "Share": "dying",
     "SiteProfile": "site_profile",
     "Spectrum": "spectrum",
-    "Verification": "verify",
+    "Verification": "verification",
     "activation_scale": "gram",
     "activity": "dying",
     "canonical": "activations",
@@ -71,7 +71,8 @@ _HOMES = {
     "stein_gap": "activations",
     "to_angles": "hyperspherical",
     "trainable_depth": "depth_profile",
-    "verifications_frame": "verify",
+    "verifications_frame": "verification",
+    "verify": "verification",
     "worst_rotation": "boundaries",
 }
 """Public name -> the module of this package that defines it."""

@@ -18,7 +18,9 @@ _INFINITY = math.inf
 _DYING = frozenset({"relu", "relu6", "threshold", "relu_squared", "clamp_min"})
 
 
-def saturation_bounds(op: str, params: Mapping[str, Any] | None = None) -> tuple[float, float] | None:
+def saturation_bounds(
+    op: str, params: Mapping[str, Any] | None = None
+) -> tuple[float, float] | None:
     """The interval of z inside which an activation still responds.
 
     Outside it a bounded activation lies within :data:`SATURATION_MARGIN` of its range from one of

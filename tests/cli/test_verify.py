@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import shiftscope
 
@@ -57,6 +59,31 @@ def test_an_unexpected_outcome_is_told_by_the_exit_code(
     assert "expected: " in capsys.readouterr().out
 
 
+def test_a_false_claim_among_the_claims_ends_in_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A claim that is wrong by one per cent, through simulation, table and report."""
+    from shiftscope.theory import verification
+    from shiftscope.theory.claims import Bench, Case, Claim, Comparison
+    from shiftscope.theory.montecarlo import compare_means, row_moments
+
+    def measure(bench: Bench) -> list[Comparison]:
+        def draw(generator: torch.Generator, rows: int) -> torch.Tensor:
+            return torch.randn(rows, 1, generator=generator, dtype=torch.float64) + 1.01
+
+        one = torch.ones(1, dtype=torch.float64)
+        return compare_means(row_moments(bench, draw, one), one)
+
+    case = Case("off by a hundredth", "Gaussian", measure)
+    false = Claim("false", "The mean is one", "nobody", "E a = 1", (1,), (case,))
+    monkeypatch.setattr(verification, "CLAIMS", (*verification.CLAIMS, false))
+    options = ["--samples", "1e6", "--quiet", "--out", str(tmp_path / "out")]
+    assert main(["verify", "--propositions", "false", *options]) == 1
+    assert "0 of 1 cases came out as expected" in capsys.readouterr().out
+    page = (tmp_path / "out" / "verification.html").read_text(encoding="utf-8")
+    assert "Not every claim came out as expected" in page
+
+
 @pytest.mark.parametrize(
     ("text", "meant"),
     [("1-6", (1, 2, 3, 4, 5, 6)), ("2,4", (2, 4)), ("3", (3,)), ("1, 5-6,x", (1, 5, 6, "x"))],
@@ -103,3 +130,10 @@ def test_what_is_no_number_of_rows_is_refused(
 ) -> None:
     assert main(["verify", f"--samples={text}"]) == 2
     assert "from 1000 on" in capsys.readouterr().err
+
+
+def test_the_default_run_takes_less_than_half_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.process_time()
+    assert main(["verify", "--quiet"]) == 0
+    assert time.process_time() - start < 30
+    assert "93 of 93 cases" in capsys.readouterr().out

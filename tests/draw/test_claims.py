@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from shiftscope.draw.claims import claim_estimates, claim_figures, claim_scores
 from shiftscope.draw.output import to_png_bytes
-from shiftscope.theory.verify import Verification, verify
+from shiftscope.theory.verification import Verification, verify
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chromium import Browser
 
 from shiftscope.errors import UsageError
 from shiftscope.reporting.verification import (
@@ -15,7 +16,7 @@ from shiftscope.reporting.verification import (
     verification_page,
     write_verification,
 )
-from shiftscope.theory.verify import Verification, verify
+from shiftscope.theory.verification import Verification, verify
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +86,20 @@ def test_nonsense_is_refused(run: list[Verification], tmp_path: Path) -> None:
         write_verification(run, tmp_path, ["pdf"])
     with pytest.raises(UsageError, match="no verifications"):
         write_verification([], tmp_path)
+
+
+def test_the_page_is_quiet_in_a_browser(run: list[Verification], tmp_path: Path) -> None:
+    write_verification(run, tmp_path / "out")
+    browser = Browser(tmp_path / "profile")
+    try:
+        for width, dark in ((1080, False), (400, True)):
+            browser.show(tmp_path / "out" / "verification.html", width=width, dark=dark)
+            browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+            browser.evaluate("[...document.images].forEach(i => i.loading = 'eager')")
+            assert browser.evaluate("document.images.length") == 3
+            browser.wait("[...document.images].every(i => i.naturalWidth > 0)")
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert browser.complaints() == []
+        assert browser.requests() == []
+    finally:
+        browser.close()

@@ -22,7 +22,7 @@ from shiftscope.theory.propositions import (
     quadratic,
 )
 from shiftscope.theory.samplers import LAWS, Source
-from shiftscope.theory.verify import CLAIMS, Verification, verifications_frame, verify
+from shiftscope.theory.verification import CLAIMS, Verification, verifications_frame, verify
 
 SUBSET = ("prop1", "prop4", "prop6", "shift_share", "erratum1", "erratum5", "sigmoid_table")
 """Claims of every kind of estimator and control, cheap enough to repeat."""
