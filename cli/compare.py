@@ -14,12 +14,14 @@ from .terminal import progress, say, show
 
 if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
+    from shiftscope.trace import Trace
 
 __all__ = ["add_parser", "run"]
 
 EPILOG = f"""\
-A and B are snapshots, as analyze and ss.Snapshot.save write them, or checkpoints
-if --data (and --model, where needed) say how to measure them.
+A and B are snapshots or traces (the last window of training counts), as analyze
+and save() write them; or checkpoints, which are measured if --model and --data
+say how, and whose weights alone are compared otherwise.
 
 {inputs.EPILOG}
 Exit code 1 with --fail-on if a finding at or above LEVEL is new, or graver than
@@ -42,7 +44,7 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("before", metavar="A", help="a snapshot.npz, or a checkpoint")
+    parser.add_argument("before", metavar="A", help="a snapshot or trace (.npz), or a checkpoint")
     parser.add_argument("after", metavar="B", help="likewise")
     inputs.sources(parser.add_argument_group("model and data, for checkpoints"))
     inputs.measuring(parser.add_argument_group("measuring, for checkpoints"))
@@ -94,13 +96,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _snapshot(
     path: str, arguments: argparse.Namespace, update: Callable[[str, int, int], None]
-) -> Snapshot:
-    """A saved snapshot, or the measurement of a checkpoint."""
+) -> Snapshot | Trace:
+    """What was saved, or the measurement of a checkpoint."""
     import shiftscope
 
     if Path(path).suffix == ".npz" or (arguments.data is None and not Path(path).exists()):
-        snapshot: Snapshot = shiftscope.load(path)
-        return snapshot
+        saved: Snapshot | Trace = shiftscope.load(path)
+        return saved
     if arguments.data is None and arguments.model is not None:
         raise UsageError(
             "--model needs --data: there is nothing to run through the model",

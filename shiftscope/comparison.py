@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from shiftscope.findings import Finding, Thresholds, diagnose, severity_rank
 from shiftscope.findings.finding import SEVERITIES
 from shiftscope.findings.reading import Reading, Row, known, samples_of, share_error
 from shiftscope.snapshot import Snapshot
+from shiftscope.trace import Trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +122,7 @@ def compare(before: Any, after: Any, thresholds: Thresholds | None = None) -> Co
     Sites are matched by name and kind.
 
     Args:
-        before: A snapshot, or a trace, whose last window counts.
+        before: A snapshot, or a trace, whose last window of training counts.
         after: Likewise.
         thresholds: Limits of the findings; the defaults carry their sources.
 
@@ -129,7 +130,8 @@ def compare(before: Any, after: Any, thresholds: Thresholds | None = None) -> Co
         The comparison: ``.frame``, ``.gained``, ``.lost``, ``.worse(level)``.
 
     Raises:
-        UsageError: An argument is neither snapshot nor trace, or the two share no site.
+        UsageError: An argument is neither snapshot nor trace, a trace is empty, or the two share
+            no site.
 
     Example:
         >>> import torch, shiftscope as ss
@@ -153,12 +155,11 @@ def compare(before: Any, after: Any, thresholds: Thresholds | None = None) -> Co
 def _snapshot_of(value: Any, name: str) -> Snapshot:
     if isinstance(value, Snapshot):
         return value
-    windows = getattr(value, "windows", None) or getattr(value, "snapshots", None)
-    if isinstance(windows, Sequence) and windows:
-        return _snapshot_of(getattr(windows[-1], "snapshot", windows[-1]), name)
+    if isinstance(value, Trace):
+        return value.last
     raise UsageError(
-        f"{name} is {type(value).__name__}, expected a snapshot or a trace with a window",
-        "pass what ss.analyze or ss.load returned",
+        f"{name} is {type(value).__name__}, expected a snapshot or a trace",
+        "pass what ss.analyze, ss.watch or ss.load gave",
     )
 
 

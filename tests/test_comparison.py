@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from shiftscope.comparison import QUANTITIES
 from shiftscope.errors import UsageError
 from shiftscope.files import strict_json
 from shiftscope.findings.reading import Reading, share_error
+from shiftscope.trace import Trace
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,11 @@ def test_loss_and_accuracy_are_compared(both: tuple[ss.Snapshot, ss.Snapshot]) -
 
 
 def test_the_last_window_of_a_trace_counts(both: tuple[ss.Snapshot, ss.Snapshot]) -> None:
-    trace = SimpleNamespace(windows=both)
-    assert ss.compare(both[0], trace).after is both[1]
-    with pytest.raises(UsageError, match="expected a snapshot"):
-        ss.compare(both[0], SimpleNamespace(windows=()))
+    trace = Trace.of(both)
+    assert ss.compare(both[0], trace).after is trace.last
+    assert ss.compare(both[1], trace).worse("info") == ()
+    with pytest.raises(UsageError, match="no window"):
+        ss.compare(both[0], Trace())
     with pytest.raises(UsageError, match="expected a snapshot"):
         ss.compare("a.npz", both[0])
 

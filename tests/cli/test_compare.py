@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import shiftscope as ss
+from shiftscope.trace import Trace
 
 (SCRIPT,) = entry_points(group="console_scripts", name="shiftscope")
 main: Any = SCRIPT.load()
@@ -63,6 +64,15 @@ def test_checkpoints_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     measured = ss.load("fixed.npz").sites["shift_share"]
     np.testing.assert_allclose(shares, measured, rtol=1e-5, atol=1e-6)
     assert document["lost"]
+
+
+def test_the_last_window_of_a_saved_trace_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    Trace.of([ss.load("fixed.npz"), ss.load("sick.npz")]).save("run.npz")
+    try:
+        assert main(["compare", "fixed.npz", "run.npz", "--fail-on", "critical"]) == 1
+        assert main(["compare", "sick.npz", "run.npz", "--fail-on", "watch"]) == 0
+    finally:
+        Path("run.npz").unlink()
 
 
 def test_weights_alone_can_be_compared(capsys: pytest.CaptureFixture[str]) -> None:
