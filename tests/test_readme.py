@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import shlex
 import sys
@@ -29,6 +30,14 @@ def test_the_python_runs(
         exec(compile(code, "README.md", "exec"), {})
     assert "critical; " in capsys.readouterr().out
     assert (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("session", blocks("pycon"))
+def test_the_sessions_print_what_they_say(session: str) -> None:
+    test = doctest.DocTestParser().get_doctest(session, {}, "README.md", "README.md", 0)
+    assert len(test.examples) > 8
+    with torch.random.fork_rng(devices=[]):
+        assert doctest.DocTestRunner().run(test).failed == 0
 
 
 def commands() -> list[list[str]]:
