@@ -210,8 +210,11 @@ class Isotropy:
 
     @property
     def premise_holds(self) -> bool:
-        """Whether the spread is no larger than three times what sampling explains."""
-        return self.cv <= 3 * self.noise
+        """Whether sampling explains the spread: three of its standard errors, and a fifth for tails.
+
+        The coefficient of variation of so many neurons has a relative error of 1/√(2 neurons).
+        """
+        return self.cv <= self.noise * (1.2 + 3.0 / math.sqrt(2.0 * self.neurons))
 
 
 def isotropy(variance: Any, norm: Any, input_variance: float, rows: int) -> Isotropy:
