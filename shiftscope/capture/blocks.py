@@ -12,11 +12,11 @@ from torch import Tensor
 from shiftscope.capture.readings import RAW, Reading
 from shiftscope.tally import Moments
 
-__all__ = ["BIG", "COARSE", "LOST", "SMALL", "Block", "Key"]
+__all__ = ["BIG", "COARSE", "HOPELESS", "LOST", "SMALL", "Block", "Key"]
 
-SMALL, COARSE, LOST, BIG = 1, 2, 4, 8
+SMALL, COARSE, LOST, BIG, HOPELESS = 1, 2, 4, 8, 16
 """Squares underflowed; spread near the rounding of the mean; values that are not finite; values so
-large that they cannot be multiplied up."""
+large that they cannot be multiplied up; spread that is rounding of the values themselves."""
 _BIG = 1e-3
 
 Key = tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, float], ...]]
@@ -42,6 +42,7 @@ class Block:
         self.steps = 0
         widths = [width for width, _ in key[2]]
         self.ends = list(accumulate(widths))
+        self.starts = [0, *self.ends[:-1]]
         device = readings[0].mean.device
         self._widths = torch.tensor(widths, device=device)
         zeros = torch.zeros(self.ends[-1], dtype=torch.float64, device=device)
@@ -50,6 +51,9 @@ class Block:
         self.doubt = torch.zeros(self.ends[-1], dtype=torch.bool, device=device)
         single = any(eps > torch.finfo(torch.float64).eps for _, eps in key[2])
         self._small = _SMALL if single else _SMALL_DOUBLE
+        self._work = torch.empty((4, self.ends[-1]), dtype=torch.float64, device=device)
+        self._flags = torch.empty((2, self.ends[-1]), dtype=torch.bool, device=device)
+        self._joined = torch.empty_like(self.mean, dtype=torch.float32)
         self._gradient = self._columns([float(flag) for flag in gradient])
         self._constants: tuple[Any, tuple[Any, ...]] | None = None
 
@@ -65,36 +69,56 @@ class Block:
             None where nothing is to be mended.
         """
         rows, bound, least, shrink = self._per_column(readings)
-        mean = torch.cat([r.mean for r in readings]).double()
-        variance = torch.cat([r.variance for r in readings]).double()
+        mean = self._gathered([r.mean for r in readings], 0)
+        variance = self._gathered([r.variance for r in readings], 1)
         finite = self._finite(mean, variance)
         if finite is not None:
-            mean, variance = (torch.where(finite, t, 0.0) for t in (mean, variance))
+            mean.nan_to_num_(0.0, 0.0, 0.0).mul_(finite)
+            variance.nan_to_num_(0.0, 0.0, 0.0).mul_(finite)
             rows = rows * finite
             self.lost += ~finite
         codes = self._judged(mean, variance, (bound, least), finite)
         factor = self._factor(shrink, inverse)
         if factor is not None:
-            mean, variance = mean * factor, variance * factor.square()
+            mean.mul_(factor)
+            variance.mul_(factor).mul_(factor)
         self._merge(rows, mean, variance)
         self.steps += 1
         return codes
 
+    def _gathered(self, parts: list[Tensor], place: int) -> Tensor:
+        """The parts end to end in float64, in memory that is used again every step."""
+        dtype = parts[0].dtype
+        if dtype != self._joined.dtype:
+            self._joined = torch.empty_like(self.mean, dtype=dtype)
+        if all(part.dtype is dtype for part in parts):
+            torch.cat(parts, out=self._joined)
+            return self._work[place].copy_(self._joined)
+        return self._work[place].copy_(torch.cat(parts))
+
     def _judged(
         self, mean: Tensor, variance: Tensor, bound: tuple[Tensor, Tensor], finite: Tensor | None
     ) -> Tensor | None:
-        square = mean.square()
-        bounds = bound[0] * square
-        small = (variance < self._small) & (square + variance > 0)
-        coarse = variance < bounds
-        doubt = small | coarse
-        self.doubt |= doubt
-        if finite is None and not bool(doubt.any()):  # on the CPU: asking costs nothing
-            return None
-        coarse &= (variance >= bound[1] * square) & ~small
-        lost = 0 if finite is None else LOST * ~finite
-        big = BIG * (square + variance > _BIG)
-        return (SMALL * small + COARSE * coarse + big + lost).to(torch.uint8)
+        square, bounds = self._work[2], self._work[3]
+        torch.mul(mean, mean, out=square)
+        torch.mul(square, bound[0], out=bounds)
+        coarse = torch.lt(variance, bounds, out=self._flags[0])
+        small = torch.lt(variance, self._small, out=self._flags[1])
+        if bool(small.any()) if small.device.type == "cpu" else True:
+            small &= torch.add(square, variance, out=bounds) > 0
+        self.doubt |= coarse
+        self.doubt |= small
+        if finite is None and not bool(coarse.any()) and not bool(small.any()):
+            return None  # on the CPU, where asking costs nothing
+        hopeless = variance < torch.mul(square, bound[1], out=bounds)
+        coarse &= ~(hopeless | small)
+        codes = coarse.to(torch.uint8).mul_(COARSE)
+        for flag, code in ((small, SMALL), (hopeless, HOPELESS)):
+            codes.add_(flag, alpha=code)
+        codes.add_(square.add_(variance) > _BIG, alpha=BIG)
+        if finite is not None:
+            codes.add_(~finite, alpha=LOST)
+        return codes
 
     def _factor(self, shrink: Tensor | None, inverse: Tensor | None) -> Tensor | None:
         if inverse is None:
@@ -103,9 +127,11 @@ class Block:
         return scale if shrink is None else scale * shrink
 
     def _merge(self, rows: Tensor, mean: Tensor, variance: Tensor) -> None:
-        before = self.count
-        self.count = before + rows
-        share = rows / self.count.clamp(min=1.0)
+        share, before = self._work[2], self._work[3]
+        before.copy_(self.count)
+        self.count.add_(rows)
+        torch.clamp(self.count, min=1.0, out=share)
+        torch.div(rows, share, out=share)
         step = mean.sub_(self.mean)
         self.m2.addcmul_(variance, rows)
         self.mean.addcmul_(step, share)

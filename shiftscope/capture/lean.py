@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
-from shiftscope.capture.blocks import BIG, COARSE, LOST, SMALL, Block, Key
+from shiftscope.capture.blocks import BIG, COARSE, HOPELESS, LOST, SMALL, Block, Key
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import MeanImages, rows_input
 from shiftscope.capture.readings import (
@@ -29,7 +29,6 @@ from shiftscope.capture.readings import (
     OTHER,
     ROWS,
     Reading,
-    anchor_of,
     kind_of,
     read,
     read_centred,
@@ -49,13 +48,27 @@ _MANY = 2**23
 """Columns of unmerged readings that are merged before the step has ended."""
 
 Event = tuple[SiteState, str, int]
+"""What happened at a site, and samples of the forward pass it was the first call in."""
+
+_COUNTERS = {
+    "call": ("calls",),
+    "hooked": ("hooked",),
+    "arrived": ("arrived",),
+    "due": ("arrived", "shares_due"),
+    "shared": ("arrived", "shares_due", "shares"),
+    "repeated": ("repeated",),
+    "shares": ("shares",),
+    "shares_due": ("shares_due",),
+    "calls": ("calls",),
+}
+"""What happened -> the counters of a site that it raises."""
 
 
 class _Local(threading.local):
     """What one thread read last."""
 
     def __init__(self) -> None:
-        self.recent: list[tuple[Any, int, tuple[Any, ...], Reading | Moments, int]] = []
+        self.recent: list[tuple[Any, int, Any, int, Reading | Moments, int]] = []
         self.forward = -1
         self.counted: set[SiteState] = set()
 
@@ -80,6 +93,8 @@ class LeanRecorder(Recorder):
         self._exact: list[bool] = []
         self._centred: list[bool] = []
         self._imaged: list[bool] = []
+        self._plain: list[bool] = []
+        self._hopeless: list[bool] = []
         self._totals: dict[int, Moments] = {}
         self._lost: dict[int, Tensor] = {}
         self._fed_by: dict[SiteState, SiteState] = {}
@@ -108,11 +123,13 @@ class LeanRecorder(Recorder):
                 self._exact.append(False)
                 self._centred.append(False)
                 self._imaged.append(False)
+                self._plain.append(True)
+                self._hopeless.append(False)
             return number
 
     def tell(self, state: SiteState, name: str) -> None:
         """Count something at the end of the step; safe from any thread."""
-        self._events.append((state, name, 1))
+        self._events.append((state, name, 0))
 
     def look(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Reading | Moments | None:
         """Read a tensor, unless this thread just did; None for a tensor without rows.
@@ -125,17 +142,23 @@ class LeanRecorder(Recorder):
         """
         if tensor.is_inference():
             return self._fresh(slot, tensor, kind, dim)
-        anchor, version = anchor_of(tensor), tensor._version
-        shape = tensor.shape
-        width = shape[-1 if kind == ROWS else (1 if kind == IMAGE else dim)]
-        place = (tensor.storage_offset(), tensor.numel(), width, kind, tensor.stride()[-1])
+        base, version = tensor._base, tensor._version
+        place: Any
+        if base is None:
+            anchor, place = tensor, kind
+        else:
+            # Views of one base are distinct objects that may hold the same rows.
+            anchor = base
+            place = (tensor.storage_offset(), tensor.numel(), tensor.stride()[-1], kind)
+        width = tensor.shape[-1 if kind == ROWS else (1 if kind == IMAGE else dim)]
         recent = self._local.recent
-        for reference, known, where, reading, _ in recent:
-            if known == version and where == place and reference() is anchor:
+        reading: Reading | Moments
+        for reference, known, where, wide, reading, _ in reversed(recent):
+            if known == version and wide == width and reference() is anchor and where == place:
                 return reading
         made = self._fresh(slot, tensor, kind, dim)
         if made is not None:
-            recent.append((weakref.ref(anchor), version, place, made, slot))
+            recent.append((weakref.ref(anchor), version, place, width, made, slot))
             if len(recent) > _RECENT:
                 del recent[0]
         return made
@@ -186,10 +209,10 @@ class LeanRecorder(Recorder):
         if kind == OTHER or self._exact[slot]:
             place = -1 if kind == ROWS else (1 if kind == IMAGE else dim)
             return Moments.of(values, place)
+        if self._plain[slot]:
+            return read(values, kind, image=self._imaged[slot])
         if self._centred[slot]:
             return read_centred(values, kind)
-        if not self._levels[slot] or values.dtype == torch.float64:
-            return read(values, kind, image=self._imaged[slot])
         gain = _GAINS[self._levels[slot]]
         return read(values.float() * gain, kind)._replace(gain=gain, eps=_eps_of(values))
 
@@ -203,15 +226,20 @@ class LeanRecorder(Recorder):
         """
         pending, events, images = self._withdraw()
         inverse = self._inverse_scale()
-        exact = [(slot, r) for slot, r in pending if isinstance(r, Moments)]
-        plain = [(slot, r) for slot, r in pending if isinstance(r, Reading)]
-        for slot, moments in exact:
-            self._add_total(slot, self._unscaled(slot, moments, inverse))
-        if plain:
-            for device in dict.fromkeys(r.mean.device for _, r in plain):
-                self._merge([(s, r) for s, r in plain if r.mean.device == device], inverse)
-        for (state, name, number), times in Counter(events).items():
-            setattr(state, name, getattr(state, name) + number * times)
+        plain = []
+        for write in pending:
+            if type(write[1]) is Reading:
+                plain.append(write)
+            else:
+                self._add_total(write[0], self._unscaled(write[0], write[1], inverse))
+        devices = {r.mean.device for _, r in plain} if torch.cuda.is_initialized() else {None}
+        for device in devices if plain else ():
+            chosen = [w for w in plain if w[1].mean.device == device] if len(devices) > 1 else plain
+            self._merge(chosen, inverse)
+        for (state, what, number), times in Counter(events).items():
+            for name in _COUNTERS[what]:
+                setattr(state, name, getattr(state, name) + times)
+            state.samples += number * times
         for state, op, mean, samples in images:
             self._mean_images.add(state, op, mean, samples)
         self._sampler.keep()
@@ -232,11 +260,15 @@ class LeanRecorder(Recorder):
         )
 
     def _withdraw(self) -> tuple[list[Any], list[Event], list[Any]]:
-        with self._lock:
-            taken = self._pending, self._events, self._images
-            self._pending, self._events, self._images = [], [], []
+        taken: list[Any] = []
+        lists: tuple[list[Any], ...] = (self._pending, self._events, self._images)
+        for items in lists:
+            # Other threads may append meanwhile: the same lists are emptied, not replaced.
+            number = len(items)
+            taken.append(items[:number])
+            del items[:number]
         self._local.recent.clear()
-        return taken
+        return taken[0], taken[1], taken[2]
 
     def _merge(self, writes: Sequence[tuple[int, Reading]], inverse: Tensor | None) -> None:
         numbers: dict[int, int] = {}
@@ -279,19 +311,28 @@ class LeanRecorder(Recorder):
     def _mend(self, block: Block, codes: Tensor) -> None:
         """Multiply small gradients up; read exactly what is small beside its mean."""
         values = codes.numpy()
-        if not (values & np.uint8(SMALL | COARSE | LOST)).any():
+        starts = np.asarray(block.starts)
+        any_of = np.bitwise_or.reduceat(values, starts)
+        all_of = np.bitwise_and.reduceat(values, starts)
+        if not (any_of & np.uint8(SMALL | COARSE | LOST | HOPELESS)).any():
             return
-        for slot, at in block.slots():
-            found, level = int(np.bitwise_or.reduce(values[at])), self._levels[slot]
+        for slot, number in zip(block.key[0], block.key[1], strict=True):
+            found, level = int(any_of[number]), self._levels[slot]
+            if not found:
+                continue
             if found & LOST and level:
                 # Multiplied too far: one step back, for good.
                 self._levels[slot], self._highest[slot] = level - 1, level - 1
             elif found & LOST:
                 self._exact[slot] = True
             elif found & COARSE:
-                self._centred[slot] = True
+                self._centred[slot] = not self._hopeless[slot]
             elif found & SMALL and not found & BIG:
                 self._levels[slot] = min(level + 1, self._highest[slot])
+            elif self._centred[slot] and int(all_of[number]) & HOPELESS:
+                # Every spread is rounding of the numbers themselves, however it is read.
+                self._centred[slot], self._hopeless[slot] = False, True
+            self._plain[slot] = not (self._centred[slot] or self._levels[slot])
 
     def _inverse_scale(self) -> Tensor | None:
         scale = getattr(self.scaler, "_scale", None)
@@ -488,14 +529,15 @@ class LeanRecorder(Recorder):
 
     def called(self, state: SiteState, where: tuple[int, int]) -> None:
         """Count a call, and the samples of its forward pass once."""
-        self._events.append((state, "calls", 1))
-        if self._local.forward != where[0]:
-            self._local.forward = where[0]
-            self._local.counted = set()
-        counted = self._local.counted
-        if state not in counted:
-            counted.add(state)
-            self._events.append((state, "samples", where[1]))
+        local = self._local
+        if local.forward != where[0]:
+            local.forward = where[0]
+            local.counted = set()
+        if state in local.counted:
+            self._events.append((state, "call", 0))
+        else:
+            local.counted.add(state)
+            self._events.append((state, "call", where[1]))
 
     def read_weight_now(self, state: SiteState, op: LinearOp) -> None:
         """Read a weight that may be gone when the window ends (a sharded one is freed)."""
@@ -509,15 +551,10 @@ class LeanRecorder(Recorder):
 
     def arrived(self, state: SiteState, due: bool, share: bool, again: bool) -> None:
         """A gradient came back to a call: for the first time, or once more."""
-        events = self._events
-        if again:
-            events.append((state, "repeated", 1))
-            return
-        events.append((state, "arrived", 1))
-        if due:
-            events.append((state, "shares_due", 1))
-        if share:
-            events.append((state, "shares", 1))
+        what = "repeated"
+        if not again:
+            what = ("shared" if share else "due") if due else "arrived"
+        self._events.append((state, what, 0))
 
     def gradient(self, state: SiteState, name: str, grad: Tensor, dim: int) -> None:
         """Record one gradient stream; called from autograd's threads."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    *("IMAGE", "OTHER", "RAW", "ROWS", "Reading", "anchor_of", "kind_of", "read", "read_centred"),
+    *("IMAGE", "OTHER", "RAW", "ROWS", "Reading", "kind_of", "read", "read_centred"),
     "width_of",
 ]
 
@@ -103,8 +103,7 @@ def read_centred(tensor: Tensor, kind: int) -> Reading:
     else:
         first = values.flatten(2)[0, :, 0]
         made = read(values - first.view(1, -1, *(1 for _ in values.shape[2:])), kind)
-    mean = made.mean.double() + first.double()
-    return made._replace(mean=mean, error=0.0, eps=_eps(tensor.dtype), image=None)
+    return made._replace(mean=made.mean + first, error=0.0, eps=_eps(tensor.dtype), image=None)
 
 
 def _image(tensor: Tensor, image: bool) -> Reading:
@@ -150,7 +149,7 @@ def _sums(tensor: Tensor) -> Reading:
     mean = sums.sum(dim=0, dtype=torch.float64).div_(rows)
     square = norms.double().square_().sum(dim=0).div_(rows)
     variance = square.sub_(mean.square()).clamp_(min=0.0)
-    return Reading(mean, variance, rows, RAW, _eps(tensor.dtype))
+    return Reading(mean.to(dtype), variance.to(dtype), rows, RAW, _eps(tensor.dtype))
 
 
 def _channels(flat: Tensor, width: int, last: bool) -> Tensor:
@@ -215,9 +214,3 @@ def _error(rows: int, dtype: torch.dtype) -> float:
     """
     steps = max(2.0, rows / 8 if rows > 2048 else rows / 16)
     return steps * _eps(torch.float32 if dtype in _HALVES else dtype)
-
-
-def anchor_of(tensor: Tensor) -> Any:
-    """The tensor that owns the memory a view looks into."""
-    base = tensor._base
-    return tensor if base is None else base
