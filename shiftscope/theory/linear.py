@@ -210,7 +210,7 @@ class Isotropy:
 
     @property
     def premise_holds(self) -> bool:
-        """Whether sampling explains the spread: three of its standard errors, and a fifth for tails.
+        """Whether sampling explains the spread, within three standard errors and a fifth for tails.
 
         The coefficient of variation of so many neurons has a relative error of 1/√(2 neurons).
         """
