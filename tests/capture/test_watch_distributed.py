@@ -1,0 +1,103 @@
+"""Watching under two processes: one merged snapshot, equal to that of one process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+import shiftscope as ss
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def data() -> Tensor:
+    return torch.randn(4, 12, 6, generator=torch.Generator().manual_seed(3))
+
+
+def trained(net: nn.Module, batches: Tensor) -> tuple[Any, list[Tensor]]:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with ss.watch(net, optimizer, every=1, window=2) as probe:
+        for x in batches:
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+        assert [w.manifest["steps"] for w in (v.snapshot for v in probe.trace)] == [2, 2]
+        snapshot = probe.snapshot()
+    return snapshot, [p.detach() for p in net.parameters()]
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        mine = data()[:, rank * 6 : rank * 6 + 6]
+        wrapped = nn.parallel.DistributedDataParallel(model())
+        snapshot, weights = trained(wrapped, mine)
+        snapshot.save(Path(folder) / f"ddp{rank}.npz")
+        if rank == 0:
+            torch.save(weights, Path(folder) / "ddp.pt")
+        sharded = shard(model())
+        if sharded is not None:
+            snapshot, _ = trained(sharded, mine)
+            snapshot.save(Path(folder) / f"fsdp{rank}.npz")
+    except BaseException:
+        Path(folder, f"{rank}.txt").write_text(traceback.format_exc())
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(net: nn.Module) -> nn.Module | None:
+    try:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:
+        return None
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in net:  # type: ignore[attr-defined]
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    return net
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    mp.start_processes(worker, args=(port, str(tmp_path)), nprocs=2, start_method="spawn")
+    whole, weights = trained(model(), data())
+    # The mean loss of half a batch is scaled by two in its own process.
+    expected = whole.neurons
+    kinds = ["ddp", "fsdp"] if (tmp_path / "fsdp0.npz").exists() else ["ddp"]
+    for kind in kinds:
+        one, two = (ss.load(tmp_path / f"{kind}{rank}.npz") for rank in (0, 1))
+        assert list(one.records) == list(whole.records)
+        for name in ("count", "z_mean", "z_var", "z_q50", "grad_z_mean", "weight_norm"):
+            np.testing.assert_array_equal(one.neurons[name], two.neurons[name])
+        for name in ("z_mean", "z_var"):
+            np.testing.assert_allclose(one.neurons[name], expected[name], rtol=1e-4, atol=1e-6)
+        scale = 2.0
+        got = one.neurons.grad_z_mean / scale
+        np.testing.assert_allclose(got, expected.grad_z_mean, rtol=1e-3, atol=1e-7)
+        norms = one.neurons.weight_norm.dropna()
+        np.testing.assert_allclose(norms, expected.weight_norm.dropna(), rtol=0.05)
+        assert set(one.neurons["count"]) == {48}
+    for mine, theirs in zip(weights, torch.load(tmp_path / "ddp.pt"), strict=True):
+        torch.testing.assert_close(mine, theirs)
