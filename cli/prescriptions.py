@@ -42,25 +42,16 @@ def table(prescriptions: Sequence[Prescription]) -> Table:
 
 def _cells(item: Prescription) -> tuple[str, ...]:
     gradient = item.gradient
-    shares = _mean_shares(item)
     return (
         f"{item.name}{'' if item.fix is None or item.helps else ' (does not help)'}",
         str(len(item.sites)) if item.fix is not None else "–",
-        *(number(share, 3) for share in shares),
+        *(number(share, 3) for share in item.shares),
         number(gradient.before, 3),
         number(gradient.after, 3),
         number(gradient.decades_before, 3),
         number(gradient.decades_after, 3),
         str(len(item.warnings)),
     )
-
-
-def _mean_shares(item: Prescription) -> tuple[float, float]:
-    judged = [e for e in item.effects if e.kind == "activation"] or list(item.effects)
-    known = [e for e in judged if math.isfinite(e.before) and math.isfinite(e.after)]
-    if not known:
-        return math.nan, math.nan
-    return sum(e.before for e in known) / len(known), sum(e.after for e in known) / len(known)
 
 
 def lines(item: Prescription) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from shiftscope.fix.candidates import Candidate
@@ -139,6 +140,27 @@ class Prescription:
     def helps(self) -> bool:
         """Whether the score improves."""
         return self.score[1] < self.score[0]
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Mean shift share at the nonlinearities (else all sites), before and after."""
+        judged = [e for e in self.effects if e.kind == "activation"] or list(self.effects)
+        known = [e for e in judged if math.isfinite(e.before) and math.isfinite(e.after)]
+        if not known:
+            return math.nan, math.nan
+        return fmean(e.before for e in known), fmean(e.after for e in known)
+
+    def __str__(self) -> str:
+        """The fix, its effect and what to know about it, a few lines for people."""
+        gradient, shares = self.gradient, self.shares
+        told = [
+            f"{self.name}: shift share {shares[0]:.3g} → {shares[1]:.3g}, gradient gain per layer "
+            f"{gradient.before:.3g} → {gradient.after:.3g} ({gradient.decades_before:+.2g} → "
+            f"{gradient.decades_after:+.2g} decades over {gradient.layers} layers)"
+        ]
+        told += [self.advice] if self.advice else []
+        told += [f"  warning: {text}" for text in self.warnings]
+        return "\n".join([*told, *(f"  >>> {line}" for line in self.code.splitlines())])
 
     @property
     def frame(self) -> pd.DataFrame:
