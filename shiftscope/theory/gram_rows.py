@@ -65,10 +65,16 @@ def samples_of(x: npt.ArrayLike) -> Array:
         The rows.
 
     Raises:
-        UsageError: It is no matrix, or empty.
+        UsageError: It is no matrix of numbers, or empty.
         DataError: It has values that are not finite.
     """
-    rows = float64(x)
+    try:
+        rows = float64(x)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"expected a matrix of numbers, got {type(x).__name__}: {error}",
+            "Pass a tensor or an array [samples, inputs].",
+        ) from None
     if rows.ndim != 2 or not rows.size:
         raise UsageError(
             f"expected a matrix with one sample or unit per row, got shape {rows.shape}",

@@ -310,6 +310,8 @@ def test_kernels_take_the_route_they_should() -> None:
     ("call", "error", "words"),
     [
         (lambda: g_matrix([1.0, 2.0], "relu"), UsageError, "one sample or unit per row"),
+        (lambda: g_matrix("digits", "relu"), UsageError, "matrix of numbers, got str"),
+        (lambda: g_matrix([[1.0], [1.0, 2.0]], "relu"), UsageError, "matrix of numbers, got list"),
         (lambda: g_matrix([[1.0, math.nan]], "relu"), DataError, "not finite"),
         (lambda: g_matrix([[1.0, 0.0], [0.0, 0.0]], "relu"), DataError, "sample 1 is zero"),
         (lambda: g_matrix([[2.0, 1.0], [3.0, 3.0]], "relu", without="ones"), DataError, "sample 1"),
