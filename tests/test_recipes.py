@@ -24,7 +24,7 @@ NEEDS = {"lightning": "lightning", "transformers": "accelerate"}
 
 def run(name: str, folder: Path, *launcher: str) -> str:
     """Run the recipe as a file of its own, as a reader would."""
-    path = folder / f"{name}.py"
+    path = folder / f"recipe_{name}.py"  # a file named lightning.py would hide the package
     path.write_text(RECIPES[name], encoding="utf-8")
     done = subprocess.run(
         [sys.executable, *launcher, str(path)],
