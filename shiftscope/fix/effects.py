@@ -127,8 +127,11 @@ def gradient_effect(before: Snapshot, after: Snapshot, fix: Candidate) -> Gradie
     """
     now, then = Reading(before), Reading(after)
     layers = now.gradient.layers if now.gradient is not None else len(now.hidden)
+    before = measured_gain(now)
+    if math.isnan(before):  # without a loss
+        before = theory_gain(now)
     return GradientEffect(
-        layers, measured_gain(now), theory_gain(then), measured_gain(then), _mean_field(now, fix)
+        layers, before, theory_gain(then), measured_gain(then), _mean_field(now, fix)
     )
 
 
@@ -187,7 +190,7 @@ def score(effects: Sequence[SiteEffect], gradient: GradientEffect) -> tuple[floa
     judged = [e for e in effects if e.kind == "activation"] or list(effects)
     shares = [_mean([e.before for e in judged]), _mean([e.after for e in judged])]
     decades = [abs(gradient.decades_before), abs(gradient.decades_after)]
-    if math.isnan(decades[1]) and math.isnan(decades[0]):
+    if math.isnan(decades[0]):
         decades = [0.0, 0.0]
     return shares[0] + decades[0], shares[1] + decades[1]
 

@@ -219,7 +219,7 @@ def _conditions(
 
 
 def calibration(data: Iterable[Any], model: nn.Module) -> Any:
-    """Take the first batch, in the form it has, to where the model lives.
+    """Take the first batch, in the form it has, to the device and precision of the model.
 
     Args:
         data: Batches.
@@ -229,8 +229,9 @@ def calibration(data: Iterable[Any], model: nn.Module) -> Any:
         The batch that means and deviations are measured on.
     """
     batch = next(iter(data))
-    place = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(()))
-    moved = as_batch(batch, with_target=True).to(place.device, None)
+    tensors = [*model.parameters(), *model.buffers(), torch.zeros(())]
+    dtype = next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    moved = as_batch(batch, with_target=True).to(tensors[0].device, dtype)
     if moved.kwargs:
         return moved.kwargs
     return (*moved.args, moved.target) if moved.paired else moved.args[0]

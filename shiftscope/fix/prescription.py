@@ -52,7 +52,7 @@ class GradientEffect:
 
     Attributes:
         layers: Hidden linear layers.
-        before: Measured gain per layer; NaN without a loss.
+        before: Measured gain per layer; without a loss the theory's; NaN where that is unknown.
         theory: Gain after the fix from weights and moments of z alone, ``φ_bw ‖w‖²`` (Kutsuna
             2019, Propositions 5 and 6, with the slopes at the predicted moments); NaN where layers
             do not follow each other as a plain chain.
@@ -153,11 +153,15 @@ class Prescription:
     def __str__(self) -> str:
         """The fix, its effect and what to know about it, a few lines for people."""
         gradient, shares = self.gradient, self.shares
-        told = [
-            f"{self.name}: shift share {shares[0]:.3g} → {shares[1]:.3g}, gradient gain per layer "
-            f"{gradient.before:.3g} → {gradient.after:.3g} ({gradient.decades_before:+.2g} → "
-            f"{gradient.decades_after:+.2g} decades over {gradient.layers} layers)"
-        ]
+        told = [self.name]
+        if math.isfinite(shares[1]):
+            told[0] += f": shift share {shares[0]:.3g} → {shares[1]:.3g}"
+        if math.isfinite(gradient.before) and math.isfinite(gradient.after):
+            told[0] += (
+                f"; gradient gain per layer {gradient.before:.3g} → {gradient.after:.3g} "
+                f"({gradient.decades_before:+.2g} → {gradient.decades_after:+.2g} decades over "
+                f"{gradient.layers} layers)"
+            )
         told += [self.advice] if self.advice else []
         told += [f"  warning: {text}" for text in self.warnings]
         return "\n".join([*told, *(f"  >>> {line}" for line in self.code.splitlines())])

@@ -78,6 +78,8 @@ def test_without_a_loss_theory_alone_predicts_the_gradient() -> None:
     fix = candidate("lcw", rescale=True)
     told = predict(model, [x for x, _ in data], fix)
     assert math.isnan(told.gradient.trial)
+    assert told.helps
+    assert told.gradient.decades_before < -5
     fix.apply(model, data[0][0])
     came = measured_gain(Reading(ss.analyze(model, data, F.cross_entropy)))
     assert told.gradient.after == pytest.approx(came, rel=0.10)
@@ -261,6 +263,15 @@ def test_one_shot_data_are_kept() -> None:
     assert len(told) == 2
     with pytest.raises(DataError):
         ss.prescribe(model, iter([]), methods=["lcw"])
+
+
+def test_half_precision_networks_are_predicted_too() -> None:
+    torch.manual_seed(0)
+    model = mlp(nn.Sigmoid, 3).bfloat16()
+    told = predict(model, batches()[:1], candidate("lcw", rescale=True), F.cross_entropy)
+    wide = predict(model.float(), batches()[:1], candidate("lcw", rescale=True), F.cross_entropy)
+    assert told.shares[1] == pytest.approx(wide.shares[1], abs=0.02)
+    assert "nan" not in str(told)
 
 
 def test_unknown_fixes_are_refused() -> None:
