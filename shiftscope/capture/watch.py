@@ -93,7 +93,19 @@ def watch(
 
 
 class Probe:
-    """The live attachment to a training run; see :func:`watch` for the arguments.
+    """The live attachment to a training run, as :func:`watch` makes it.
+
+    Args:
+        model: The model that is trained.
+        optimizer: Its optimizer, which counts the steps; None to call :meth:`step`.
+        every: Record every N-th step; None to keep within the budget.
+        budget: Time that recording may take, as a share of the time training takes.
+        sites: Pattern or patterns of the sites to keep.
+        rows: Largest row sample for quantiles.
+        scaler: The ``GradScaler`` in use.
+        window: Recorded steps in one window of the trace.
+        seed: Seed of the row sample.
+        resume: The trace of an earlier part of this run.
 
     Attributes:
         trace: The finished windows.
