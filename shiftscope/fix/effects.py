@@ -127,11 +127,11 @@ def gradient_effect(before: Snapshot, after: Snapshot, fix: Candidate) -> Gradie
     """
     now, then = Reading(before), Reading(after)
     layers = now.gradient.layers if now.gradient is not None else len(now.hidden)
-    before = measured_gain(now)
-    if math.isnan(before):  # without a loss
-        before = theory_gain(now)
+    gain = measured_gain(now)
+    if math.isnan(gain):  # without a loss
+        gain = theory_gain(now)
     return GradientEffect(
-        layers, before, theory_gain(then), measured_gain(then), _mean_field(now, fix)
+        layers, gain, theory_gain(then), measured_gain(then), _mean_field(now, fix)
     )
 
 
