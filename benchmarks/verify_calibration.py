@@ -33,6 +33,9 @@ from shiftscope.theory import CLAIMS, Verification
 LEVELS = (0.05, 0.01, 0.001)
 """Levels at which p-values of true comparisons are counted."""
 
+FAMILIES = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Family-wise error rates at which the runs are judged anew."""
+
 TRUE = ("claim", "corrected")
 RANDOM = {(claim.id, case.name): case.random for claim in CLAIMS for case in claim.cases}
 
@@ -98,6 +101,11 @@ def result(rows: Sequence[dict[str, Any]], samples: int, alpha: float) -> dict[s
         "cases_a_run": rows[0]["cases"],
         "runs_with_a_false_alarm": alarms,
         "share_upper_95": float(stats.beta.ppf(0.95, alarms + 1, total - alarms)),
+        "chance_of_so_many_at_alpha": float(stats.binom.sf(alarms - 1, total, alpha)),
+        "families": FAMILIES,
+        "runs_with_an_alarm_at": [
+            sum(r["smallest_p_adjusted"] <= level for r in rows) for level in FAMILIES
+        ],
         "alarms_by_case": dict(Counter(name for r in rows for name in r["alarms"])),
         "controls": len(caught),
         "caught_least": min(caught.values()),
@@ -130,7 +138,14 @@ def markdown(found: dict[str, Any], about: dict[str, Any]) -> str:
         "",
         f"* Runs with a false alarm: **{found['runs_with_a_false_alarm']} of {found['runs']}**; "
         f"promised: at most {100 * found['alpha']:g} % (95 % upper bound of the share: "
-        f"{100 * found['share_upper_95']:.1f} %).",
+        f"{100 * found['share_upper_95']:.1f} %; chance of so many or more at the promised rate: "
+        f"{found['chance_of_so_many_at_alpha']:.2f}).",
+        "* The same runs judged at other rates: "
+        + ", ".join(
+            f"{count} at {100 * level:g} % (promised {level * found['runs']:g})"
+            for level, count in zip(found["families"], found["runs_with_an_alarm_at"], strict=True)
+        )
+        + ".",
         f"* Negative controls and errata as printed: {found['controls']}, each caught in at least "
         f"**{found['caught_least']} of {found['runs']}** runs.",
         "",
