@@ -53,7 +53,7 @@ def over_time(
 
     Args:
         windows: In the order of steps. Windows of the main phase are judged (training, where there
-            are several); values that are not finite count in all of them.
+            are several), as far as the one before values that are not finite appeared.
         thresholds: Limits.
         diagnose: Diagnoses one window.
 
@@ -64,6 +64,9 @@ def over_time(
     judged = main_phase(windows)
     if not judged:
         return []
+    origin = find_origin(windows)
+    if origin is not None:  # what comes after NaN appeared describes its finite rest only
+        judged = [window for window in judged if window.first < origin.step] or judged[:1]
     seen: dict[str, list[_Seen]] = {}
     for window in judged:
         for finding in diagnose(window.snapshot, thresholds):
@@ -73,7 +76,8 @@ def over_time(
     found = [_dated(told, steps) for cause, told in kept.items() if cause != "non_finite"]
     if "coverage" in seen:
         found.append(seen["coverage"][-1].finding)
-    return [*found, *_non_finite(windows, thresholds, diagnose), *_loss(judged, found)]
+    traced = [] if origin is None else _non_finite(origin, windows, thresholds, diagnose)
+    return [*found, *traced, *_loss(judged, found)]
 
 
 def main_phase(windows: Sequence[Window]) -> list[Window]:
@@ -157,11 +161,8 @@ def _course(first: _Seen, last: _Seen) -> str:
 
 
 def _non_finite(
-    windows: Sequence[Window], thresholds: Thresholds, diagnose: Diagnose
+    origin: Origin, windows: Sequence[Window], thresholds: Thresholds, diagnose: Diagnose
 ) -> list[Finding]:
-    origin = find_origin(windows)
-    if origin is None:
-        return []
     window = next(w for w in windows if (w.first, w.phase) == (origin.step, origin.phase))
     found = [f for f in diagnose(window.snapshot, thresholds) if f.cause == "non_finite"]
     return [_traced(finding, origin) for finding in found]

@@ -188,3 +188,17 @@ def test_the_finding_tells_where_and_after_what() -> None:
 
 def test_a_clean_run_has_no_origin() -> None:
     assert find_origin(run([0.0, 1.0]).windows) is None
+
+
+def test_what_comes_after_nan_is_not_judged() -> None:
+    """The finite rest of a spoiled window would show faults that pass and faults that are none."""
+
+    def spoil(model: nn.Sequential) -> None:
+        model[0].weight[:] = math.nan
+
+    sick = run([1.0, 1.0]).windows
+    told = Trace((*sick, Window(10, 10, "train", poisoned(spoil))))
+    shift = of(diagnose(told), "activation_shift")
+    assert shift.severity == "critical"
+    assert "from the start" in shift.title
+    assert diagnose(told)[0].cause == "non_finite"
