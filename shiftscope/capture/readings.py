@@ -138,7 +138,9 @@ def _sums(tensor: Tensor) -> Reading:
     """
     flat = tensor.flatten(2)
     samples, width, positions = flat.shape
-    at_once = max(1, _CACHE // (width * positions * flat.element_size()))
+    at_once = samples
+    if flat.device.type == "cpu":
+        at_once = max(1, _CACHE // (width * positions * flat.element_size()))
     dtype = torch.float32 if flat.dtype in _HALVES else flat.dtype
     sums, norms = flat.new_empty((2, samples, width), dtype=dtype)
     for start in range(0, samples, at_once):  # the second look finds the piece in the cache

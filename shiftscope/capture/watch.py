@@ -149,8 +149,12 @@ class Probe:
         self._recording = False
         self._done = False
         self._eager = Eager()
+        # Not a strong reference: a probe that is dropped goes at once, and takes its hooks along.
+        choose = weakref.WeakMethod(self._choose)
         self._attachment: Attachment | None = Attachment(
-            inner, LeanRecorder(self._settings), choose=self._choose
+            inner,
+            LeanRecorder(self._settings),
+            choose=lambda: None if (method := choose()) is None else method(),
         )
         self._handles = [] if optimizer is None else self._listen(optimizer_of(optimizer))
         if self._schedule.first():

@@ -320,6 +320,31 @@ def test_copies_pickles_and_state_dicts_of_a_watched_model() -> None:
     probe.detach()
 
 
+def test_a_probe_that_is_dropped_takes_its_hooks_along() -> None:
+    model = mlp()
+    probe = ss.watch(model, every=1)
+    assert probe.attached
+    del probe
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_several_forwards_in_a_step_and_a_faulty_one() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with ss.watch(model, optimizer, every=2, window=1) as probe:
+        for _ in range(4):
+            optimizer.zero_grad()
+            (model(torch.randn(5, 6)).sum() + model(torch.randn(7, 6)).sum()).backward()
+            with pytest.raises(RuntimeError):
+                model(torch.randn(3, 9))
+            optimizer.step()
+    for window in probe.trace:
+        record = window.snapshot.records["0"]
+        assert (record.calls, record.samples, record.notes) == (2, 12, ())
+        assert int(record.streams["grad_z"].moments.count[0]) == 12
+    assert torch._C._len_torch_function_stack() == 0
+
+
 def test_two_probes_give_the_same_numbers() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
