@@ -8,8 +8,6 @@ it is removed again, whatever happened, and copies of a watched model carry iner
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from shiftscope.capture.activation_ops import ACTIVATION_OPS, parse_activation
 from shiftscope.capture.backward import hook_activation, hook_linear
 from shiftscope.capture.fused import FUSED_OPS
 from shiftscope.capture.graph import edge_of, feature_dim_of
+from shiftscope.capture.hooks import Enter, Leave, is_running, remove_mode
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
 from shiftscope.capture.plans import ActivationPlan, LinearPlan
 from shiftscope.capture.recorder import Recorder, SiteState
@@ -81,9 +80,9 @@ class Attachment:
                     continue
                 self._handles += [
                     module.register_forward_pre_hook(
-                        _Enter(self, path, _fast_path(module)), with_kwargs=True
+                        Enter(self, path, _fast_path(module)), with_kwargs=True
                     ),
-                    module.register_forward_hook(_Leave(self), always_call=True),
+                    module.register_forward_hook(Leave(self), always_call=True),
                 ]
         except BaseException:
             self.detach()
@@ -129,7 +128,7 @@ class Attachment:
         except AttributeError:
             run = self._local.run = _Run()
         stack = run.stack
-        if stack and module is self._model() and not _is_running(module):
+        if stack and module is self._model() and not is_running(module):
             self._unwind(run)  # an interrupt, which runs no forward hook, left these behind
         if not stack:
             self._begin(run, args, kwargs)
@@ -183,14 +182,14 @@ class Attachment:
         """Under any mode these modules leave their fused kernel, whose output differs."""
         self.gap(path, "fused inference path: its inside is not measured")
         run.paused = module
-        _remove(run.mode)
+        remove_mode(run.mode)
 
     def _unwind(self, run: _Run) -> None:
         """Take our mode off this thread's stack."""
         mode, run.mode, run.paused = run.mode, None, None
         run.stack.clear()
         if mode is not None:
-            _remove(mode)
+            remove_mode(mode)
 
     # -- ops ----------------------------------------------------------------------------------
 
@@ -329,28 +328,6 @@ class _Mode(TorchFunctionMode):
         return handler(self._run, func, args, kwargs or {})
 
 
-def _remove(mode: Any) -> None:
-    """Take a mode off this thread's stack; others that lie above are put back."""
-    above = []
-    while torch._C._len_torch_function_stack():
-        top = torch._C._pop_torch_function_stack()
-        if top is mode:
-            break
-        above.append(top)
-    for other in reversed(above):
-        torch._C._push_on_torch_function_stack(other)
-
-
-def _is_running(module: nn.Module) -> bool:
-    """Whether a forward of this very module is under way in this thread (it calls itself)."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "forward" and frame.f_locals.get("self") is module:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
-
-
 def _fast_path(module: nn.Module) -> bool:
     kinds = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
     return isinstance(module, kinds)
@@ -387,48 +364,6 @@ def _remember(frame: Frame, plan: Any, counted: dict[str, int]) -> None:
         plan.count = new[0] if new else None
     plans.extend([None] * (frame.index - len(plans)))
     plans[frame.index - 1] = plan
-
-
-class _Hook:
-    """A forward hook that copies and pickles of the model carry as an inert object."""
-
-    __slots__ = ("__weakref__", "_attachment")
-
-    def __init__(self, attachment: Attachment) -> None:
-        self._attachment: Callable[[], Attachment | None] = weakref.ref(attachment)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return _inert()
-
-    def __reduce__(self) -> Any:
-        # Unpickles without shiftscope: nullcontext().__exit__ takes any arguments, returns None.
-        return (getattr, (contextlib.nullcontext(), "__exit__"))
-
-
-class _Enter(_Hook):
-    __slots__ = ("_fast", "_path")
-
-    def __init__(self, attachment: Attachment, path: str, fast: bool) -> None:
-        super().__init__(attachment)
-        self._path, self._fast = path, fast
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        attachment = self._attachment()
-        if attachment is not None:
-            attachment.enter(module, self._path, args, kwargs, self._fast)
-
-
-class _Leave(_Hook):
-    __slots__ = ()
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        attachment = self._attachment()
-        if attachment is not None:
-            attachment.leave(module)
-
-
-def _inert() -> Any:
-    return contextlib.nullcontext().__exit__
 
 
 def _plain(tensor: Any) -> bool:

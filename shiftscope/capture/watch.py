@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import reduce
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-import shiftscope
 from shiftscope.capture import distributed
 from shiftscope.capture.boundary_moves import BoundaryTracker
+from shiftscope.capture.conditions import check, described, is_capturing, sample_budget
 from shiftscope.capture.coverage import coverage, missing
 from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.pictures import pictures
@@ -25,7 +22,7 @@ from shiftscope.capture.recorder import Settings
 from shiftscope.capture.schedule import Schedule
 from shiftscope.capture.sites import unwrapped
 from shiftscope.capture.stance import Eager
-from shiftscope.capture.windows import OpenWindow, combined, matching, optimizer_of
+from shiftscope.capture.windows import OpenWindow, main_phase, matching, optimizer_of, since
 from shiftscope.errors import MeasureError, UsageError
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace, Window
@@ -128,14 +125,14 @@ class Probe:
         resume: Trace | None = None,
         boundaries: str | Iterable[str] | None = None,
     ) -> None:
-        _check(model, optimizer, rows, scaler, window)
+        check(model, optimizer, rows, scaler, window)
         inner = unwrapped(model)
         self.trace = Trace() if resume is None else resume
         self.overflows = 0
         self.boundaries = None if boundaries is None else BoundaryTracker(inner, boundaries)
         self._schedule = Schedule(every, budget, self.trace.next_step)
         self._span = window or (max(1, _SPAN // every) if every else 1)
-        self._settings = Settings(rows, seed, distributed.rank(), _sample_budget(inner))
+        self._settings = Settings(rows, seed, distributed.rank(), sample_budget(inner))
         self._patterns = (sites,) if isinstance(sites, str) else tuple(sites)
         self._model = weakref.ref(inner)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -256,7 +253,7 @@ class Probe:
 
     def _choose(self) -> LeanRecorder | None:
         """The recorder of the forward pass that begins; None where it cannot be recorded."""
-        if _is_capturing():
+        if is_capturing():
             if self._attachment is not None:
                 self._attachment.gap("", "a CUDA graph: what it replays calls no Python")
             return None
@@ -325,12 +322,9 @@ class Probe:
             MeasureError: Nothing was recorded since.
         """
         with self._lock:
-            for name in list(self._recorders):
-                self._flush(name)
-            for name in list(self._open):
-                self._close(name)
-            chosen = phase or self._main_phase()
-            mine = self._since(chosen)
+            self._close_all()
+            chosen = phase or main_phase(self.trace, self._reported)
+            mine = since(self.trace, chosen, self._reported)
         merged = distributed.merge_over_ranks(mine)
         if not merged.records:
             raise MeasureError(
@@ -344,10 +338,7 @@ class Probe:
         if self._done:
             return
         with self._lock:
-            for name in list(self._recorders):
-                self._flush(name)
-            for name in list(self._open):
-                self._close(name)
+            self._close_all()
         self._done = True
         self._leave()
         while self._handles:
@@ -367,7 +358,7 @@ class Probe:
         return self._schedule.summary()
 
     def __enter__(self) -> Probe:
-        """Nothing more to do: watching began with the probe."""
+        """Watching began with the probe."""
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -379,17 +370,11 @@ class Probe:
         if getattr(self, "_attachment", None) is not None:
             self._leave()
 
-    def _main_phase(self) -> str:
-        fresh = [w.phase for w in self.trace if w.last >= self._reported.get(w.phase, 0)]
-        return "train" if "train" in fresh or not fresh else fresh[-1]
-
-    def _since(self, phase: str) -> Snapshot:
-        start = self._reported.get(phase, 0)
-        fresh = [w for w in self.trace if w.phase == phase and w.last >= start]
-        self._reported[phase] = max((w.last + 1 for w in fresh), default=start)
-        if not fresh:
-            return Snapshot({})
-        return reduce(combined, [w.snapshot for w in fresh])
+    def _close_all(self) -> None:
+        for phase in list(self._recorders):
+            self._flush(phase)
+        for phase in list(self._open):
+            self._close(phase)
 
     def _close(self, phase: str) -> None:
         """Freeze a window; it joins the trace."""
@@ -403,62 +388,14 @@ class Probe:
             snapshot = Snapshot(
                 records=shown,
                 gaps=tuple(missing(attachment)),
-                manifest=self._manifest(phase, window),
+                manifest={
+                    **described(self._model(), phase, self._settings),
+                    **window.told(),
+                    "overflow_steps": self.overflows,
+                    "schedule": self._schedule.summary(),
+                },
                 coverage=coverage(attachment, recorder.states, 0.0),
                 pictures=pictures({name: recorder.states[name] for name in shown}),
             )
             self.trace.append(Window(window.first, window.last, phase, snapshot))
         recorder.restart()
-
-    def _manifest(self, phase: str, window: OpenWindow) -> dict[str, Any]:
-        model = self._model()
-        parameters = [] if model is None else list(model.parameters())
-        first = next((p for p in parameters if p.is_floating_point()), None)
-        return {
-            "shiftscope": shiftscope.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "device": "cpu" if first is None else str(first.device),
-            "dtype": None if first is None else str(first.dtype).removeprefix("torch."),
-            "mode": phase,
-            "phase": phase,
-            "model": type(model).__name__,
-            "parameters": sum(p.numel() for p in parameters),
-            "step": window.last,
-            "step_first": window.first,
-            "steps": window.steps,
-            "batches": window.batches,
-            "rows": self._settings.rows,
-            "seed": self._settings.seed,
-            "ranks": 1,
-            "rank": self._settings.rank,
-            "gradients": phase == "train",
-            "overflow_steps": self.overflows,
-            "schedule": self._schedule.summary(),
-        }
-
-
-def _check(model: Any, optimizer: Any, rows: int, scaler: Any, window: int | None) -> None:
-    if not isinstance(model, nn.Module):
-        raise UsageError(
-            f"a torch module is watched, got {type(model).__name__}", "give the model itself"
-        )
-    if rows < 2:
-        raise UsageError(f"rows must be at least 2, got {rows}", "use the default of 1024")
-    if window is not None and window < 1:
-        raise UsageError(f"a window has at least 1 step, got {window}", "leave window out")
-    if scaler is not None and optimizer is None:
-        raise UsageError(
-            "with a scaler the steps that overflow are known by the optimizer only",
-            "give ss.watch the optimizer as well",
-        )
-
-
-def _sample_budget(model: nn.Module) -> int:
-    modules = sum(1 for _ in model.modules())
-    return max(2**18, 2**28 // max(1, modules))
-
-
-def _is_capturing() -> bool:
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

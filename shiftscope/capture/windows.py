@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from torch.optim import Optimizer
@@ -12,8 +13,9 @@ from torch.optim import Optimizer
 from shiftscope.errors import UsageError
 from shiftscope.record import SiteRecord
 from shiftscope.snapshot import Snapshot
+from shiftscope.trace import Trace
 
-__all__ = ["OpenWindow", "combined", "matching", "optimizer_of"]
+__all__ = ["OpenWindow", "combined", "main_phase", "matching", "optimizer_of", "since"]
 
 
 @dataclass
@@ -41,12 +43,42 @@ class OpenWindow:
         self.last, self.steps = step, self.steps + 1
         self.batches, self.forwards = self.batches + self.forwards, 0
 
+    def told(self) -> dict[str, int]:
+        """The part of a manifest that says which steps these are."""
+        return {
+            "step": self.last,
+            "step_first": self.first,
+            "steps": self.steps,
+            "batches": self.batches,
+        }
+
 
 def combined(older: Snapshot, newer: Snapshot) -> Snapshot:
     """Both windows together, with the row samples of the newer one."""
     records = {name: _without_samples(record) for name, record in older.records.items()}
     merged = replace(older, records=records, kept_quantiles={}).merge(newer)
     return replace(merged, manifest={**merged.manifest, **_latest(newer)}, pictures=newer.pictures)
+
+
+def main_phase(trace: Trace, reported: Mapping[str, int]) -> str:
+    """Training, or evaluation where that is all that is new.
+
+    Args:
+        trace: The finished windows.
+        reported: Phase to the first step that was not reported yet.
+    """
+    fresh = [w.phase for w in trace if w.last >= reported.get(w.phase, 0)]
+    return "train" if "train" in fresh or not fresh else fresh[-1]
+
+
+def since(trace: Trace, phase: str, reported: dict[str, int]) -> Snapshot:
+    """The windows of a phase that were not reported yet, as one; they count as reported then."""
+    start = reported.get(phase, 0)
+    fresh = [w for w in trace if w.phase == phase and w.last >= start]
+    reported[phase] = max((w.last + 1 for w in fresh), default=start)
+    if not fresh:
+        return Snapshot({})
+    return reduce(combined, [w.snapshot for w in fresh])
 
 
 def matching(records: Mapping[str, SiteRecord], patterns: Sequence[str]) -> dict[str, SiteRecord]:

@@ -1,0 +1,67 @@
+"""What a probe is given, and under which conditions it measures."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import shiftscope
+from shiftscope.capture.recorder import Settings
+from shiftscope.errors import UsageError
+
+__all__ = ["check", "described", "is_capturing", "sample_budget"]
+
+
+def described(model: nn.Module | None, phase: str, settings: Settings) -> dict[str, Any]:
+    """The part of a manifest that says what was measured, and by what."""
+    parameters = [] if model is None else list(model.parameters())
+    first = next((p for p in parameters if p.is_floating_point()), None)
+    return {
+        "shiftscope": shiftscope.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": "cpu" if first is None else str(first.device),
+        "dtype": None if first is None else str(first.dtype).removeprefix("torch."),
+        "mode": phase,
+        "phase": phase,
+        "model": type(model).__name__,
+        "parameters": sum(p.numel() for p in parameters),
+        "rows": settings.rows,
+        "seed": settings.seed,
+        "ranks": 1,
+        "rank": settings.rank,
+        "gradients": phase == "train",
+    }
+
+
+def check(model: Any, optimizer: Any, rows: int, scaler: Any, window: int | None) -> None:
+    """Refuse arguments of ``ss.watch`` that have no meaning."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"a torch module is watched, got {type(model).__name__}", "give the model itself"
+        )
+    if rows < 2:
+        raise UsageError(f"rows must be at least 2, got {rows}", "use the default of 1024")
+    if window is not None and window < 1:
+        raise UsageError(f"a window has at least 1 step, got {window}", "leave window out")
+    if scaler is not None and optimizer is None:
+        raise UsageError(
+            "with a scaler the steps that overflow are known by the optimizer only",
+            "give ss.watch the optimizer as well",
+        )
+
+
+def sample_budget(model: nn.Module) -> int:
+    """Bytes of row samples one site may hold."""
+    modules = sum(1 for _ in model.modules())
+    return max(2**18, 2**28 // max(1, modules))
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured on the current stream."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
