@@ -49,9 +49,8 @@ def watch(
 ) -> Probe:
     """Watch a training run: means, variances and gains at every site, over time.
 
-    Nothing is installed on the model but during the steps that are recorded, and training goes on
-    bit for bit as without (compiled models run recorded steps eagerly; under inductor such a step
-    differs in the last bits).
+    Nothing is installed on the model but during recorded steps, and training goes on bit for bit
+    as without (compiled models run such steps eagerly, under inductor up to the last bits).
 
     Args:
         model: The model that is trained; data-parallel and compile wrappers are looked through.
@@ -60,7 +59,7 @@ def watch(
         budget: Share of the training time that recording may take, measured on this run.
         sites: Pattern or patterns (``fnmatch``) of the sites to keep.
         rows: Largest row sample for quantiles.
-        scaler: The ``GradScaler``, so that gradients are true ones and overflow steps left out.
+        scaler: The ``GradScaler``, for true gradients; overflow steps are left out.
         window: Recorded steps in one window of the trace; None chooses.
         seed: Seed of the row sample.
         resume: The trace of an earlier part of this run; steps go on where it ended.
