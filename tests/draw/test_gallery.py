@@ -203,3 +203,21 @@ def test_a_measured_network_is_drawn_over_its_predicted_profile() -> None:
     assert overlapping_titles(item.figure) == []
     labels = [line.get_label() for ax in item.figure.axes for line in ax.lines]
     assert labels == ["predicted", "measured"] * 2
+
+
+def test_stripes_show_the_most_shifted_site_not_the_first_blamed() -> None:
+    import torch
+    from torch import nn
+
+    import shiftscope as ss
+
+    torch.manual_seed(0)
+    layers = [m for _ in range(4) for m in (nn.Linear(32, 32), nn.Sigmoid())]
+    model = nn.Sequential(*layers, nn.Linear(32, 3))
+    data = [(torch.randn(200, 32), torch.arange(200) % 3)]
+    snapshot = ss.analyze(model, data, nn.functional.cross_entropy)
+    named = {f.name: f for f in ss.draw.figures(snapshot, ss.diagnose(snapshot))}
+    shares = snapshot.sites.set_index("site").shift_share
+    assert shares["0"] < 0.2
+    # The later layers are all shift; the output layer is narrower than they are.
+    assert named["stripes"].alt.rstrip(".").rsplit(" ", 1)[-1] in {"4", "6"}
