@@ -122,10 +122,9 @@ def measured(
     base, other = build(name, device, dtype), build(name, device, dtype)
     found: dict[str, Any] = {"what": name, "row": row}
     try:
-        run = make(other)
+        return found | ratio(make(other), base.step, pairs, device)
     except (ImportError, RuntimeError) as error:
         return found | {"skipped": str(error).splitlines()[0]}
-    return found | ratio(run, base.step, pairs, device)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from importlib.metadata import PackageNotFoundError, requires
@@ -20,7 +22,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ASSETS = {".html", ".css", ".js"}
+ASSETS = {".html", ".css", ".js", ".pyi"}
+COMPILED = "shiftscope/tally/_native."
 BUILT_FROM_SOURCE = ("pyproject.toml", "README.md", "shiftscope", "cli")
 EXPECTED = {
     "demo": 'python -m pip install -c constraints.txt ".[demo]" && shiftscope demo',
@@ -31,13 +34,25 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel pip builds from a clean copy of the sources (setuptools comes with torch)."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    return built_wheel(tmp_path_factory.mktemp("wheel"), {})
+
+
+def built_wheel(folder: Path, environment: dict[str, str]) -> zipfile.ZipFile:
+    source, out = folder / "source", folder / "out"
+    source.mkdir()
     for name in BUILT_FROM_SOURCE:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, source / name)
+        if (ROOT / name).is_dir():
+            unbuilt = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd")
+            shutil.copytree(ROOT / name, source / name, ignore=unbuilt)
+        else:
+            shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation"]
     built = subprocess.run(
-        [*command, "--no-index", "-w", str(out)], cwd=source, capture_output=True, text=True
+        [*command, "--no-index", "-w", str(out)],
+        cwd=source,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
     )
     assert built.returncode == 0, built.stdout + built.stderr
     (file,) = out.glob("shiftscope-*.whl")
@@ -56,8 +71,18 @@ def on_disk(pattern: str = "*") -> set[str]:
 
 def test_the_wheel_holds_every_module_and_asset(wheel: zipfile.ZipFile) -> None:
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert packed == on_disk()
-    assert {"shiftscope/py.typed", "shiftscope/cli/__init__.py"} <= packed
+    stub = {COMPILED + "pyi"}
+    compiled = {name for name in packed if name.startswith(COMPILED)} - stub
+    assert packed - compiled == on_disk()
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    assert len(compiled) == (shutil.which(compiler) is not None)
+    assert {"shiftscope/py.typed", "shiftscope/cli/__init__.py"} | stub <= packed
+
+
+def test_no_compiler_is_needed(tmp_path: Path) -> None:
+    packed = built_wheel(tmp_path, {"CC": "/nonexistent/cc"}).namelist()
+    assert [name for name in packed if name.startswith(COMPILED)] == [COMPILED + "pyi"]
+    assert on_disk() <= set(packed)
 
 
 def test_the_wheel_holds_no_second_top_level_package(wheel: zipfile.ZipFile) -> None:

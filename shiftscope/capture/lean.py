@@ -1,14 +1,12 @@
 """Recording at every step, cheaply: means and variances of all four streams, and mean inputs.
 
-Each tensor is read once (:mod:`shiftscope.capture.readings`); a tensor that two sites share is read
-for both. At the end of a step all readings are merged at once into float64 accumulators
-(:mod:`shiftscope.capture.blocks`); until then they can be thrown away, which is how a step whose
-scaled gradients overflowed is set apart. Where a reading must not be trusted its place is read
-exactly from the next step on, and its neurons of this step are flagged.
+How tensors are read and the readings of a step merged is the business of the ledger
+(:mod:`shiftscope.capture.ledger`); here ops become readings, and totals the records of a window.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +15,11 @@ from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.blocks import Block
-from shiftscope.capture.ledger import Ledger
+from shiftscope.capture.compiled_reader import Totals
+from shiftscope.capture.ledger import Found, Ledger
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import rows_input
-from shiftscope.capture.readings import (
-    Reading,
-    kind_of,
-)
+from shiftscope.capture.readings import kind_of
 from shiftscope.capture.recorder import SiteState, keep_weight
 from shiftscope.capture.sampling import PICTURE_ROWS
 from shiftscope.capture.weights import MeanInput, rounding_scale, weight_facts
@@ -45,20 +41,24 @@ class LeanRecorder(Ledger):
     # -- the end of a window --------------------------------------------------------------------
 
     def _fold(self) -> None:
-        block, self._block = self._block, None
-        if block is None:
-            return
-        self._note_floors(block)
-        for slot, moments, lost in block.totals():
+        """Move what was merged so far into the totals of the window."""
+        compiled = None if self._compiled is None else self._compiled.close()
+        for totals in (compiled, self._kernels.close()):
+            if totals is not None:
+                self._add_all(totals)
+
+    def _add_all(self, totals: Totals | Block) -> None:
+        self._note_floors(totals.key[0], totals.key[1])
+        for slot, moments, lost in totals.totals():
             self._add_total(slot, moments)
             if bool((lost > 0).any()):
                 before = self._lost.get(slot)
                 self._lost[slot] = lost if before is None else before + lost
 
-    def _note_floors(self, block: Block) -> None:
+    def _note_floors(self, slots: Iterable[int], numbers: Iterable[int]) -> None:
         """An activation that reads what a linear op wrote shares the rounding of its sums."""
         wrote: dict[int, SiteState] = {}
-        for slot, number in zip(block.key[0], block.key[1], strict=True):
+        for slot, number in zip(slots, numbers, strict=True):
             state, name = self.slots[slot]
             if name == "z" and state.info.kind == "linear":
                 wrote.setdefault(number, state)
@@ -113,7 +113,7 @@ class LeanRecorder(Ledger):
             none = torch.zeros_like(lost.long())
             told = Counts(lost.long(), none, none, lost.long())
             counts = told if counts is None else counts.merge(told)
-            state.notes[f"batches with non-finite values of {name}: neurons left out there"] = None
+            state.notes[f"non-finite values of {name} were left out"] = None
         stream = Stream(moments, extrema, counts, sample)
         state.streams[name] = stream
         state.seen[name] = int(moments.count.max())
@@ -157,13 +157,13 @@ class LeanRecorder(Ledger):
         x_kind, z_kind = kind_of(inputs, dims[0]), kind_of(outputs, dims[1])
         if op.x2 is not None:
             products = MeanInput.of(op, inputs)
-            a: Reading | Moments | None = products.moments.moments if products.moments else None
+            a: Found | None = products.moments.moments if products.moments else None
             with self._lock:
                 state.mean_input = products.merge(state.mean_input)
         else:
             a = self.look(self.slot(state, "a"), inputs, x_kind, dims[0])
         z_slot = self.slot(state, "z")
-        z = self.look(z_slot, outputs, z_kind, dims[1])
+        z = self.meet(z_slot, outputs, z_kind, dims[1])
         self.write(self.slot(state, "a"), a)
         self.write(z_slot, z)
         if op.patches is not None:
@@ -214,23 +214,15 @@ class LeanRecorder(Ledger):
         """Keep the input that was read, and read the output."""
         z_slot, a_slot = slots
         self.write(z_slot, z[0])
-        a = self.look(a_slot, out, kind, dim)
+        a = self.meet(a_slot, out, kind, dim)
         self.write(a_slot, a)
         if z[1] is not None:
             self._sampler.put(z_slot, z[1])
             self.sample(a_slot, out, kind, dim, a)
 
-    def called(self, state: SiteState, where: tuple[int, int]) -> None:
-        """Count a call, and the samples of its forward pass once."""
-        local = self._local
-        if local.forward != where[0]:
-            local.forward = where[0]
-            local.counted = set()
-        if state in local.counted:
-            self._events.append((state, "call", 0))
-        else:
-            local.counted.add(state)
-            self._events.append((state, "call", where[1]))
+    def called(self, state: SiteState, where: tuple[int, int], hooked: bool = False) -> None:
+        """Count a call, at the end of the step; and that its gradients are waited for."""
+        self._events.append((state, "called, hooked" if hooked else "called", where))
 
     def read_weight_now(self, state: SiteState, op: LinearOp) -> None:
         """Read a weight that may be gone when the window ends (a sharded one is freed)."""
@@ -247,7 +239,7 @@ class LeanRecorder(Ledger):
         what = "repeated"
         if not again:
             what = ("shared" if share else "due") if due else "arrived"
-        self._events.append((state, what, 0))
+        self._events.append((state, what, None))
 
     def gradient(self, state: SiteState, name: str, grad: Tensor, dim: int) -> None:
         """Record one gradient stream; called from autograd's threads."""

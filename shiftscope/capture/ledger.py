@@ -1,52 +1,49 @@
 """The books of lean recording: readings are written during a step and merged at its end.
 
-Each tensor is read once (:mod:`shiftscope.capture.readings`); a tensor that two sites share is read
-for both. At the end of a step all readings are merged at once into float64 accumulators
-(:mod:`shiftscope.capture.blocks`); until then they can be thrown away, which is how a step whose
-scaled gradients overflowed is set apart. Where a reading must not be trusted its place is read
-exactly from the next step on, and its neurons of this step are flagged.
+Each tensor is read once; a tensor that two sites share is read for both. At the end of a step all
+readings are merged at once into float64 accumulators; until then they can be thrown away, which is
+how a step whose scaled gradients overflowed is set apart. Tensors on the CPU are read by compiled
+code (:mod:`shiftscope.capture.compiled_reader`); others, and all where it was not built, by torch's
+kernels (:mod:`shiftscope.capture.kernel_reader`).
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from shiftscope.capture.blocks import BIG, COARSE, HOPELESS, LOST, SMALL, Block, Key
+from shiftscope.capture.blocks import Block
+from shiftscope.capture.compiled_reader import Columns, CompiledReader, Totals
+from shiftscope.capture.kernel_reader import KernelReader
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import MeanImages
-from shiftscope.capture.readings import (
-    IMAGE,
-    OTHER,
-    ROWS,
-    Reading,
-    read,
-    read_centred,
-)
+from shiftscope.capture.readings import IMAGE, OTHER, ROWS, Reading
 from shiftscope.capture.recorder import Recorder, Settings, SiteState
 from shiftscope.capture.sampling import Sampler
 from shiftscope.tally import Moments
+from shiftscope.tally.native import built, takes
 
-__all__ = ["Ledger"]
+__all__ = ["Found", "Ledger"]
 
-_GAINS = (1.0, 2.0**64, 2.0**120)
+Found = Columns | Reading | Moments
+"""What reading a tensor gives: by the compiled reader, by torch's kernels, or exactly."""
+
 _RECENT = 4
 _MANY = 2**23
 """Columns of unmerged readings that are merged before the step has ended."""
 
-Event = tuple[SiteState, str, int]
-"""What happened at a site, and samples of the forward pass it was the first call in."""
+Event = tuple[SiteState, str, tuple[int, int] | None]
+"""What happened at a site; of a call also the number of its forward pass and the samples in it."""
 
 _COUNTERS = {
-    "call": ("calls",),
+    "called": ("calls",),
+    "called, hooked": ("calls", "hooked"),
     "hooked": ("hooked",),
     "arrived": ("arrived",),
     "due": ("arrived", "shares_due"),
@@ -63,9 +60,7 @@ class _Local(threading.local):
     """What one thread read last."""
 
     def __init__(self) -> None:
-        self.recent: list[tuple[Any, int, Any, int, Reading | Moments, int]] = []
-        self.forward = -1
-        self.counted: set[SiteState] = set()
+        self.recent: list[tuple[Any, int, Any, Found, int]] = []
 
 
 class Ledger(Recorder):
@@ -83,25 +78,20 @@ class Ledger(Recorder):
         self.plans: dict[str, list[Any]] = {}
         self.slots: list[tuple[SiteState, str]] = []
         self._numbers: dict[tuple[str, str], int] = {}
-        self._levels: list[int] = []
-        self._highest: list[int] = []
-        self._exact: list[bool] = []
-        self._centred: list[bool] = []
+        self._gradient: list[bool] = []
         self._imaged: list[bool] = []
-        self._plain: list[bool] = []
-        self._hopeless: list[bool] = []
         self._totals: dict[int, Moments] = {}
         self._lost: dict[int, Tensor] = {}
         self._fed_by: dict[SiteState, SiteState] = {}
-        self._pending: list[tuple[int, Reading | Moments]] = []
+        self._pending: list[tuple[int, Found]] = []
         self._events: list[Event] = []
         self._images: list[tuple[SiteState, LinearOp, Tensor, int]] = []
         self._sampler = Sampler(settings)
         self._mean_images = MeanImages()
         self._local = _Local()
-        self._block: Block | None = None
+        self._compiled = CompiledReader() if built() else None
+        self._kernels = KernelReader()
         self.itself: Callable[[], Any] = weakref.ref(self)
-        self._verdict: tuple[Block, Tensor, Any] | None = None
 
     # -- during a step --------------------------------------------------------------------------
 
@@ -113,20 +103,15 @@ class Ledger(Recorder):
             if number is None:
                 number = self._numbers[key] = len(self.slots)
                 self.slots.append((state, name))
-                self._levels.append(0)
-                self._highest.append(len(_GAINS) - 1)
-                self._exact.append(False)
-                self._centred.append(False)
+                self._gradient.append(name.startswith("grad"))
                 self._imaged.append(False)
-                self._plain.append(True)
-                self._hopeless.append(False)
             return number
 
     def tell(self, state: SiteState, name: str) -> None:
         """Count something at the end of the step; safe from any thread."""
-        self._events.append((state, name, 0))
+        self._events.append((state, name, None))
 
-    def look(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Reading | Moments | None:
+    def look(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Found | None:
         """Read a tensor, unless this thread just did; None for a tensor without rows.
 
         Args:
@@ -137,28 +122,39 @@ class Ledger(Recorder):
         """
         if tensor.is_inference():
             return self._fresh(slot, tensor, kind, dim)
-        base, version = tensor._base, tensor._version
-        place: Any
-        if base is None:
-            anchor, place = tensor, kind
+        anchor, version = tensor._base, tensor._version
+        place: Any = kind
+        if anchor is None:
+            anchor = tensor
         else:
             # Views of one base are distinct objects that may hold the same rows.
-            anchor = base
-            place = (tensor.storage_offset(), tensor.numel(), tensor.stride()[-1], kind)
-        width = tensor.shape[-1 if kind == ROWS else (1 if kind == IMAGE else dim)]
+            width = tensor.shape[-1 if kind == ROWS else (1 if kind == IMAGE else dim)]
+            place = (tensor.storage_offset(), tensor.numel(), tensor.stride()[-1], kind, width)
         recent = self._local.recent
-        reading: Reading | Moments
-        for reference, known, where, wide, reading, _ in reversed(recent):
-            if known == version and wide == width and reference() is anchor and where == place:
-                return reading
+        for entry in reversed(recent):
+            if entry[0]() is anchor and entry[1] == version and entry[2] == place:
+                found: Found = entry[3]
+                return found
         made = self._fresh(slot, tensor, kind, dim)
         if made is not None:
-            recent.append((weakref.ref(anchor), version, place, width, made, slot))
+            recent.append((weakref.ref(anchor), version, place, made, slot))
             if len(recent) > _RECENT:
                 del recent[0]
         return made
 
-    def write(self, slot: int, reading: Reading | Moments | None) -> None:
+    def meet(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Found | None:
+        """The same of a tensor that was just made, and that nobody can have read before."""
+        if tensor._base is not None or tensor.is_inference():
+            return self.look(slot, tensor, kind, dim)
+        made = self._fresh(slot, tensor, kind, dim)
+        if made is not None:
+            recent = self._local.recent
+            recent.append((weakref.ref(tensor), tensor._version, kind, made, slot))
+            if len(recent) > _RECENT:
+                del recent[0]
+        return made
+
+    def write(self, slot: int, reading: Found | None) -> None:
         """Keep a reading for the end of the step."""
         if reading is not None:
             self._pending.append((slot, reading))
@@ -175,20 +171,18 @@ class Ledger(Recorder):
         tensor: Tensor,
         kind: int,
         dim: int,
-        reading: Reading | Moments | None,
+        reading: Found | None,
         rows: int | None = None,
     ) -> None:
         """Keep some rows of a tensor for quantiles."""
         self._sampler.put(slot, self._sampler.draw(slot, tensor, kind, dim, reading, rows))
 
-    def image(
-        self, state: SiteState, op: LinearOp, x: Tensor, reading: Reading | Moments | None
-    ) -> None:
+    def image(self, state: SiteState, op: LinearOp, x: Tensor, reading: Found | None) -> None:
         """Keep the mean input image of a convolution."""
         batch = x.detach() if op.batched else x.detach().unsqueeze(0)
-        if isinstance(reading, Reading) and reading.image is not None:
+        if not isinstance(reading, Moments | None) and reading.image is not None:
             mean = reading.image
-            if reading.gain != 1.0:
+            if isinstance(reading, Reading) and reading.gain != 1.0:
                 mean = mean.double() / reading.gain
         else:
             mean = batch.mean(dim=0, dtype=torch.float64)
@@ -197,19 +191,12 @@ class Ledger(Recorder):
                     self._imaged[slot] = True
         self._images.append((state, op, mean.reshape(batch.shape[1:]), batch.shape[0]))
 
-    def _fresh(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Reading | Moments | None:
-        if tensor.numel() == 0:
+    def _fresh(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Found | None:
+        if not tensor.numel():
             return None
-        values = tensor.detach()
-        if kind == OTHER or self._exact[slot]:
-            place = -1 if kind == ROWS else (1 if kind == IMAGE else dim)
-            return Moments.of(values, place)
-        if self._plain[slot]:
-            return read(values, kind, image=self._imaged[slot])
-        if self._centred[slot]:
-            return read_centred(values, kind)
-        gain = _GAINS[self._levels[slot]]
-        return read(values.float() * gain, kind)._replace(gain=gain, eps=_eps_of(values))
+        if self._compiled is not None and kind != OTHER and takes(tensor):
+            return self._compiled.read(tensor, kind, self._imaged[slot])
+        return self._kernels.read(slot, tensor.detach(), kind, dim, self._imaged[slot])
 
     # -- the end of a step ----------------------------------------------------------------------
 
@@ -221,20 +208,20 @@ class Ledger(Recorder):
         """
         pending, events, images = self._withdraw()
         inverse = self._inverse_scale()
-        plain = []
-        for write in pending:
-            if type(write[1]) is Reading:
-                plain.append(write)
+        columns, readings = [], []
+        for slot, found in pending:
+            if type(found) is Columns:
+                columns.append((slot, found))
+            elif type(found) is Reading:
+                readings.append((slot, found))
             else:
-                self._add_total(write[0], self._unscaled(write[0], write[1], inverse))
-        devices = {r.mean.device for _, r in plain} if torch.cuda.is_initialized() else {None}
-        for device in devices if plain else ():
-            chosen = [w for w in plain if w[1].mean.device == device] if len(devices) > 1 else plain
-            self._merge(chosen, inverse)
-        for (state, what, number), times in Counter(events).items():
-            for name in _COUNTERS[what]:
-                setattr(state, name, getattr(state, name) + times)
-            state.samples += number * times
+                self._add_total(slot, self._unscaled(slot, found, inverse))
+        if self._compiled is not None:
+            for totals in self._compiled.merge(columns, self._gradient, inverse):
+                self._add_all(totals)
+        for block in self._kernels.merge(readings, self._gradient, inverse):
+            self._add_all(block)
+        _count(events)
         for state, op, mean, samples in images:
             self._mean_images.add(state, op, mean, samples)
         self._sampler.keep()
@@ -243,16 +230,18 @@ class Ledger(Recorder):
     def discard(self) -> None:
         """Throw away what was read since the last flush."""
         self._withdraw()
+        if self._compiled is not None:
+            self._compiled.clear()
         self._sampler.drop()
         self.epoch += 1
 
     @property
     def crowded(self) -> bool:
         """Whether so many readings wait that they should be merged at once."""
-        return (
-            len(self._pending) > 4096
-            and sum(len(r.mean) for _, r in self._pending if isinstance(r, Reading)) > _MANY
-        )
+        if len(self._pending) <= 4096:
+            return False
+        waiting = sum(len(r.mean) for _, r in self._pending if isinstance(r, Reading))
+        return waiting + (0 if self._compiled is None else self._compiled.used) > _MANY
 
     def _withdraw(self) -> tuple[list[Any], list[Event], list[Any]]:
         taken: list[Any] = []
@@ -262,75 +251,11 @@ class Ledger(Recorder):
             number = len(items)
             taken.append(items[:number])
             del items[:number]
-        self._local.recent.clear()
+        self._local = _Local()  # what any thread read last has lost its place
         return taken[0], taken[1], taken[2]
 
-    def _merge(self, writes: Sequence[tuple[int, Reading]], inverse: Tensor | None) -> None:
-        numbers: dict[int, int] = {}
-        readings: list[Reading] = []
-        places = []
-        for _, reading in writes:
-            number = numbers.get(id(reading))
-            if number is None:
-                number = numbers[id(reading)] = len(readings)
-                readings.append(reading)
-            places.append(number)
-        shapes = tuple([(r.mean.shape[0], r.eps) for r in readings])
-        key: Key = (tuple([slot for slot, _ in writes]), tuple(places), shapes)
-        if self._block is None or self._block.key != key:
-            self._fold()
-            gradient = [False] * len(readings)
-            for slot, number in zip(key[0], key[1], strict=True):
-                gradient[number] |= self.slots[slot][1].startswith("grad")
-            self._block = Block(key, readings, gradient)
-        self._heed(self._block, self._block.add(readings, inverse))
-
-    def _heed(self, block: Block, codes: Tensor | None) -> None:
-        """Change how doubtful places are read from now on; without waiting for the device."""
-        if codes is None:
-            return
-        if codes.device.type == "cpu":
-            self._mend(block, codes)
-            return
-        before = self._verdict
-        if before is not None:
-            if not before[2].query():
-                return
-            self._mend(before[0], before[1])
-        answer = torch.empty(codes.shape, dtype=torch.uint8, pin_memory=True)
-        answer.copy_(codes, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
-        self._verdict = (block, answer, done)
-
-    def _mend(self, block: Block, codes: Tensor) -> None:
-        """Multiply small gradients up; read exactly what is small beside its mean."""
-        values = codes.numpy()
-        starts = np.asarray(block.starts)
-        any_of = np.bitwise_or.reduceat(values, starts)
-        all_of = np.bitwise_and.reduceat(values, starts)
-        if not (any_of & np.uint8(SMALL | COARSE | LOST | HOPELESS)).any():
-            return
-        for slot, number in zip(block.key[0], block.key[1], strict=True):
-            found, level = int(any_of[number]), self._levels[slot]
-            if not found:
-                continue
-            if found & LOST and level:
-                # Multiplied too far: one step back, for good.
-                self._levels[slot], self._highest[slot] = level - 1, level - 1
-            elif found & LOST:
-                self._exact[slot] = True
-            elif found & COARSE:
-                self._centred[slot] = not self._hopeless[slot]
-            elif found & SMALL and not found & BIG:
-                self._levels[slot] = min(level + 1, self._highest[slot])
-            elif self._centred[slot] and int(all_of[number]) & HOPELESS:
-                # Every spread is rounding of the numbers themselves, however it is read.
-                self._centred[slot], self._hopeless[slot] = False, True
-            self._plain[slot] = not (self._centred[slot] or self._levels[slot])
-
-    def _fold(self) -> None:
-        """Move what was merged so far into the totals of the window."""
+    def _add_all(self, totals: Totals | Block) -> None:
+        """Add the accumulators of steps of one structure to the totals of the window."""
         raise NotImplementedError
 
     def _add_total(self, slot: int, moments: Moments) -> None:
@@ -342,7 +267,7 @@ class Ledger(Recorder):
         return None if scale is None else scale.detach().double().reciprocal()
 
     def _unscaled(self, slot: int, moments: Moments, inverse: Tensor | None) -> Moments:
-        if inverse is None or not self.slots[slot][1].startswith("grad"):
+        if inverse is None or not self._gradient[slot]:
             return moments
         factor = inverse.to(moments.mean.device)
         return replace(
@@ -353,5 +278,14 @@ class Ledger(Recorder):
         )
 
 
-def _eps_of(values: Tensor) -> float:
-    return float(torch.finfo(values.dtype).eps)
+def _count(events: Sequence[Event]) -> None:
+    """Raise the counters of the sites; samples once for each forward pass."""
+    passes = set()
+    for state, what, where in events:
+        for name in _COUNTERS[what]:
+            setattr(state, name, getattr(state, name) + 1)
+        if where is not None and state.forward != where[0] and (state, where[0]) not in passes:
+            passes.add((state, where[0]))
+            state.samples += where[1]
+    for state, number in passes:
+        state.forward = max(state.forward, number)

@@ -8,25 +8,46 @@ one again (same function, same weight, same layout), and reads its tensors witho
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.backward import hook_activation, hook_linear
-from shiftscope.capture.graph import core_node, find_hits
+from shiftscope.capture.graph import core_node, edge_of, find_hits
 from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.readings import OTHER, kind_of
 from shiftscope.capture.recorder import SiteState
 
-__all__ = ["ActivationPlan", "LinearPlan"]
+__all__ = ["ActivationPlan", "Call", "LinearPlan"]
 
 _RESHAPING = ("View", "UnsafeView", "ReshapeAlias")
-Where = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The first call of an op.
+
+    Attributes:
+        func: The function.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        where: Where the numbers go.
+        state: The site.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    where: LeanRecorder
+    state: SiteState
+
+    def slots(self, *names: str) -> list[int]:
+        """The numbers of some streams of the site."""
+        return [self.where.slot(self.state, name) for name in names]
 
 
 class _Plan:
@@ -34,22 +55,36 @@ class _Plan:
 
     Attributes:
         count: ``(label, number)`` of a site that is named after its function, else None.
+        direct: Type of the output's own node where that node passes the gradients of the op.
     """
 
-    __slots__ = ("count", "dims", "dtype", "func", "kwargs", "rest", "state")
+    __slots__ = (
+        *("a", "count", "dims", "direct", "dtype", "func", "grad_a", "grad_z", "index", "kwargs"),
+        *("length", "op", "rest", "state", "x_at", "z"),
+    )
 
-    def __init__(self, func: Any, kwargs: Any, x: Tensor, rest: Any, state: SiteState) -> None:
-        self.func, self.kwargs, self.rest = func, dict(kwargs), rest
-        self.dtype, self.dims, self.state = x.dtype, x.dim(), state
+    def __init__(self, call: Call, op: LinearOp | ActivationOp, fixed: int) -> None:
+        self.func, self.kwargs, self.state = call.func, dict(call.kwargs), call.state
+        self.length, self.rest = len(call.args), call.args[fixed:]
+        self.dtype, self.dims, self.op = op.x.dtype, op.x.dim(), replace(op, x=torch.empty(0))
+        self.x_at = _place(call.args, op.x)
+        self.a, self.z, self.grad_a, self.grad_z = call.slots("a", "z", "grad_a", "grad_z")
         self.count: tuple[str, int] | None = None
+        self.direct: Any = None
+        self.index = -1
 
-    def _same_input(self, x: Any) -> bool:
+    def _same(self, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: int) -> bool:
+        """Whether the arguments are those of the call that is known, but for the numbers."""
+        if len(args) != self.length or kwargs != self.kwargs:
+            return False
+        x = args[self.x_at]
         return (
             type(x) is Tensor
             and x.dtype is self.dtype
             and x.dim() == self.dims
             and x.layout is torch.strided
             and not x.is_nested
+            and (not self.rest or args[fixed:] == self.rest)
         )
 
 
@@ -57,90 +92,59 @@ class LinearPlan(_Plan):
     """A linear op whose weight is a lasting tensor and whose neurons lie in the usual dimensions.
 
     Args:
-        recorder: Where the numbers go.
-        state: The site.
-        func: The function.
-        args: Its arguments at the first call.
-        kwargs: Its keyword arguments.
-        op: The parsed call.
+        call: The first call.
+        op: It, parsed.
         out: Its output.
     """
 
-    __slots__ = (
-        *("a", "core", "depth", "grad_a", "grad_alone", "grad_z", "index", "op", "place", "via"),
-        *("weight", "x_kind", "z", "z_kind", "x_at", "w_at"),
-    )
+    __slots__ = ("core", "depth", "grad_alone", "via", "w_at", "weight", "x_kind", "z_kind")
 
-    def __init__(
-        self,
-        recorder: LeanRecorder,
-        state: SiteState,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: Any,
-        op: LinearOp,
-        out: Tensor,
-    ) -> None:
-        super().__init__(func, kwargs, op.x, args[3:], state)
-        self.x_at = next(i for i, arg in enumerate(args) if arg is op.x)
-        self.w_at = next(i for i, arg in enumerate(args) if arg is op.weight)
-        self.weight, self.op = weakref.ref(op.weight), replace(op, x=torch.empty(0))
-        self.op = replace(self.op, weight=op.weight.detach())
+    def __init__(self, call: Call, op: LinearOp, out: Tensor) -> None:
+        super().__init__(call, op, 3)
+        self.w_at = _place(call.args, op.weight)
+        self.weight = weakref.ref(op.weight)
+        self.op: LinearOp = replace(self.op, weight=op.weight.detach())
         self.x_kind, self.z_kind = kind_of(op.x, op.x_dim), kind_of(out, op.z_dim)
-        self.a, self.z = recorder.slot(state, "a"), recorder.slot(state, "z")
-        self.grad_a, self.grad_z = recorder.slot(state, "grad_a"), recorder.slot(state, "grad_z")
-        self.grad_alone = recorder.slot(state, "grad_z_alone")
-        self.core, self.depth, self.index, self.via = "", 0, -1, False
+        (self.grad_alone,) = call.slots("grad_z_alone")
+        self.core, self.depth, self.via = "", 0, False
 
     @classmethod
-    def of(
-        cls,
-        recorder: LeanRecorder,
-        state: SiteState,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: Any,
-        op: LinearOp,
-        out: Tensor,
-    ) -> LinearPlan | None:
+    def of(cls, call: Call, op: LinearOp, out: Tensor) -> LinearPlan | None:
         """A plan, or None for an op that has to be parsed every time."""
+        args = call.args
         odd = op.arrange_x or op.arrange_z or op.x2 is not None or not op.core
-        if odd or any(isinstance(a, Tensor) for a in (*args[3:], *kwargs.values())):
+        if odd or any(isinstance(a, Tensor) for a in (*args[3:], *call.kwargs.values())):
             return None
         lasting = op.weight.is_leaf and any(arg is op.weight for arg in args[:3])
         if not lasting or not any(arg is op.x for arg in args[:3]) or type(op.x) is not Tensor:
             return None
         if OTHER in (kind_of(op.x, op.x_dim), kind_of(out, op.z_dim)):
             return None
-        return cls(recorder, state, func, args, kwargs, op, out)
+        return cls(call, op, out)
 
-    def fits(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
+    def fits(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call is the one that is known."""
         return (
             func is self.func
             and len(args) > self.w_at
             and args[self.w_at] is self.weight()
-            and self._same_input(args[self.x_at])
-            and args[3:] == self.rest
-            and kwargs == self.kwargs
+            and self._same(args, kwargs, 3)
         )
 
     def run(
-        self, recorder: LeanRecorder, where: Where, args: tuple[Any, ...], kwargs: Any
+        self,
+        recorder: LeanRecorder,
+        where: tuple[int, int],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Tensor:
         """Run the op and record it."""
         x = args[self.x_at]
-        edge = None
-        if x.requires_grad:
-            edge = x.grad_fn
-            if edge is None:
-                edge = get_gradient_edge(x).node
-            number = x.output_nr
         out: Tensor = self.func(*args, **kwargs)
         a = recorder.look(self.a, x, self.x_kind, -1)
         if a is None:
             return out
-        z = recorder.look(self.z, out, self.z_kind, -1)
+        z = recorder.meet(self.z, out, self.z_kind, -1)
         recorder.write(self.a, a)
         recorder.write(self.z, z)
         op = self.op
@@ -148,34 +152,37 @@ class LinearPlan(_Plan):
             recorder.image(self.state, op, x, a)
         if recorder.detail:
             recorder.linear_samples(self.state, op, (x, out), (self.x_kind, self.z_kind), (a, z))
-        recorder.called(self.state, where)
         node = out.grad_fn
-        if node is not None:
-            self._hook(recorder, node, x, out, None if edge is None else (edge, number))
+        hooked = node is not None and self._hook(recorder, node, x, out)
+        recorder.called(self.state, where, hooked)
         return out
 
-    def _hook(self, recorder: LeanRecorder, node: Any, x: Tensor, out: Tensor, edge: Any) -> None:
+    def _hook(self, recorder: LeanRecorder, node: Any, x: Tensor, out: Tensor) -> bool:
+        """Put a hook where the gradients of this call pass; whether it is to be counted."""
+        shared = x.requires_grad
+        if type(node) is self.direct and (self.index >= 0 or not shared):
+            node.register_hook(_CoreHook(recorder, self, shared))
+            return True
+        edge = edge_of(x)
         core = node
         for _ in range(self.depth):
             core = core.next_functions[0][0]
-        if core.name() == self.core:
-            if edge is None:
-                hook = _CoreHook(recorder, self, self.grad_alone, -1)
-                core.register_hook(hook)
-                recorder.tell(self.state, "hooked")
-                return
-            if self.index >= 0:
-                below = core.next_functions[self.index]
-                if self.via and below[0] is not None:
-                    below = below[0].next_functions[0]
-                if below == edge:
-                    core.register_hook(_CoreHook(recorder, self, self.grad_z, self.index))
-                    recorder.tell(self.state, "hooked")
-                    return
+        if core.name() == self.core and (edge is None or self._leads_to(core, edge)):
+            core.register_hook(_CoreHook(recorder, self, shared))
+            return True
         weight = self.weight()
         op = replace(self.op, x=x, weight=self.op.weight if weight is None else weight)
         hook_linear(recorder, self.state, op, out, edge, count=True)
         self.learn(out, edge)
+        return False  # counted there
+
+    def _leads_to(self, core: Any, edge: Any) -> bool:
+        if self.index < 0:
+            return False
+        below = core.next_functions[self.index]
+        if self.via and below[0] is not None:
+            below = below[0].next_functions[0]
+        return bool(below == edge)
 
     def learn(self, out: Tensor, edge: Any) -> None:
         """Find where the gradients of this op pass."""
@@ -185,15 +192,18 @@ class LinearPlan(_Plan):
         depth, node = 0, out.grad_fn
         while node is not core and node is not None and depth < 5:
             node, depth = node.next_functions[0][0], depth + 1
-        self.core, self.depth, self.index = core.name(), depth, -1
-        if edge is None:
-            return
-        places = find_hits(out, edge).places
+        self.core, self.depth, self.index, self.via = core.name(), depth, -1, False
+        if edge is not None:
+            self._find_share(core, find_hits(out, edge).places)
+        # Which grad_input is the input's is a matter of the kind of node alone.
+        self.direct = type(core) if depth == 0 and not self.via else None
+
+    def _find_share(self, core: Any, places: tuple[tuple[Any, int], ...]) -> None:
         if len(places) != 1:
             return
         hit, index = places[0]
         if hit is core:
-            self.index, self.via = index, False
+            self.index = index
             return
         above = [k for k, (child, _) in enumerate(core.next_functions) if child is hit]
         if len(above) == 1 and index == 0 and hit.name().startswith(_RESHAPING):
@@ -203,22 +213,21 @@ class LinearPlan(_Plan):
 class _CoreHook:
     """Post hook on the node of a product: the gradient of z, and the own share at the input."""
 
-    __slots__ = ("epoch", "fired", "index", "plan", "recorder", "slot")
+    __slots__ = ("epoch", "fired", "plan", "recorder", "shared")
 
-    def __init__(self, recorder: LeanRecorder, plan: LinearPlan, slot: int, index: int) -> None:
+    def __init__(self, recorder: LeanRecorder, plan: LinearPlan, shared: bool) -> None:
         self.recorder, self.epoch = recorder.itself, recorder.epoch
-        self.plan, self.slot, self.index = plan, slot, index
-        self.fired = False
+        self.plan, self.shared, self.fired = plan, shared, False
 
     def __call__(self, grad_inputs: Any, grad_outputs: Any) -> None:
         recorder, grad = self.recorder(), grad_outputs[0]
         if recorder is None or grad is None or recorder.epoch != self.epoch:
             return
-        plan, index = self.plan, self.index
-        share = grad_inputs[index] if index >= 0 else None
-        recorder.arrived(plan.state, index >= 0, share is not None, self.fired)
+        plan, shared = self.plan, self.shared
+        share = grad_inputs[plan.index] if shared else None
+        recorder.arrived(plan.state, shared, share is not None, self.fired)
         self.fired = True
-        recorder.take(self.slot, grad, plan.z_kind)
+        recorder.take(plan.grad_z if shared else plan.grad_alone, grad, plan.z_kind)
         if share is not None:
             recorder.take(plan.grad_a, share, plan.x_kind)
 
@@ -227,100 +236,78 @@ class ActivationPlan(_Plan):
     """An activation op on a tensor whose neurons lie in the usual dimensions.
 
     Args:
-        recorder: Where the numbers go.
-        state: The site.
-        func: The function.
-        args: Its arguments at the first call.
-        kwargs: Its keyword arguments.
-        op: The parsed call.
+        call: The first call.
+        op: It, parsed.
         dim: The dimension of the neurons.
     """
 
-    __slots__ = ("a", "dim", "grad_a", "grad_z", "kind", "node", "op", "width", "z")
+    __slots__ = ("dim", "in_place", "kind", "width")
 
-    def __init__(
-        self,
-        recorder: LeanRecorder,
-        state: SiteState,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: Any,
-        op: ActivationOp,
-        dim: int,
-    ) -> None:
-        super().__init__(func, kwargs, op.x, args[1:], state)
-        self.op, self.dim, self.kind = replace(op, x=torch.empty(0)), dim, kind_of(op.x, dim)
-        self.width = op.x.shape[dim]
-        self.a, self.z = recorder.slot(state, "a"), recorder.slot(state, "z")
-        self.grad_a, self.grad_z = recorder.slot(state, "grad_a"), recorder.slot(state, "grad_z")
-        self.node = ""
+    def __init__(self, call: Call, op: ActivationOp, dim: int) -> None:
+        super().__init__(call, op, 1)
+        self.op: ActivationOp
+        self.in_place = False
+        self.dim, self.kind, self.width = dim, kind_of(op.x, dim), op.x.shape[dim]
 
     @classmethod
-    def of(
-        cls,
-        recorder: LeanRecorder,
-        state: SiteState,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: Any,
-        op: ActivationOp,
-        dim: int,
-    ) -> ActivationPlan | None:
+    def of(cls, call: Call, op: ActivationOp, dim: int) -> ActivationPlan | None:
         """A plan, or None for an op that has to be parsed every time."""
-        others = (*args[1:], *kwargs.values())
+        args = call.args
+        others = (*args[1:], *call.kwargs.values())
         if not args or args[0] is not op.x or any(isinstance(a, Tensor) for a in others):
             return None
         if type(op.x) is not Tensor or not op.elementwise or kind_of(op.x, dim) == OTHER:
             return None
-        return cls(recorder, state, func, args, kwargs, op, dim)
+        return cls(call, op, dim)
 
-    def fits(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
+    def fits(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call is the one that is known."""
         return (
             func is self.func
-            and len(args) > 0
-            and self._same_input(args[0])
+            and self._same(args, kwargs, 1)
             and args[0].shape[self.dim] == self.width
-            and args[1:] == self.rest
-            and kwargs == self.kwargs
         )
 
     def run(
-        self, recorder: LeanRecorder, where: Where, args: tuple[Any, ...], kwargs: Any
+        self,
+        recorder: LeanRecorder,
+        where: tuple[int, int],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Tensor:
         """Run the op and record it."""
         x = args[0]
-        edge = None
-        if x.requires_grad:
-            edge = x.grad_fn
-            if edge is None:
-                edge = get_gradient_edge(x).node
-            number = x.output_nr
-        # z is read before the call: the op may overwrite it.
+        # Taken before the call, as z is read before it: the op may overwrite its input.
+        edge = edge_of(x) if self.in_place or self.direct is None else None
         z = recorder.before(self.z, x, self.kind, self.dim)
         out: Tensor = self.func(*args, **kwargs)
-        if z[0] is not None:
-            recorder.after((self.z, self.a), z, out, self.kind, self.dim)
-            recorder.called(self.state, where)
+        if z[0] is None:
+            return out
+        recorder.after((self.z, self.a), z, out, self.kind, self.dim)
         node = out.grad_fn
-        if node is not None and edge is not None:
-            if node.name() == self.node and node.next_functions[0] == (edge, number):
-                node.register_hook(_ActivationHook(recorder, self))
-                recorder.tell(self.state, "hooked")
-            else:
-                self._hook(recorder, x, out, (edge, number))
+        hooked = node is not None and self._hook(recorder, node, x, out, edge)
+        recorder.called(self.state, where, hooked)
         return out
 
-    def _hook(self, recorder: LeanRecorder, x: Tensor, out: Tensor, edge: Any) -> None:
-        op = replace(self.op, x=x)
-        hook_activation(recorder, self.state, op, out, self.dim, edge, count=True)
-        self.learn(out, edge)
+    def _hook(self, recorder: LeanRecorder, node: Any, x: Tensor, out: Tensor, edge: Any) -> bool:
+        """Put a hook where the gradients of this call pass; whether it is to be counted."""
+        if type(node) is self.direct and x.requires_grad:
+            node.register_hook(_ActivationHook(recorder, self))
+            return True
+        if edge is None:
+            edge = edge_of(x)
+        if edge is not None:
+            op = replace(self.op, x=x)
+            hook_activation(recorder, self.state, op, out, self.dim, edge, count=True)
+            self.learn(x, out, edge)
+        return False  # counted there
 
-    def learn(self, out: Tensor, edge: Any) -> None:
+    def learn(self, x: Tensor, out: Tensor, edge: Any) -> None:
         """Find where the gradients of this op pass."""
         node = out.grad_fn
-        if node is not None and node.next_functions and node.next_functions[0] == edge:
-            self.node = node.name()
+        own = node is not None and node.next_functions and node.next_functions[0] == edge
+        self.direct = type(node) if own else None
+        self.in_place = out is x
 
 
 class _ActivationHook:
@@ -342,3 +329,7 @@ class _ActivationHook:
         recorder.take(plan.grad_a, grad, plan.kind)
         if share is not None:
             recorder.take(plan.grad_z, share, plan.kind)
+
+
+def _place(args: tuple[Any, ...], wanted: Any) -> int:
+    return next(i for i, arg in enumerate(args) if arg is wanted)

@@ -23,13 +23,13 @@ from shiftscope.capture.fused import FUSED_OPS
 from shiftscope.capture.graph import edge_of, feature_dim_of
 from shiftscope.capture.hooks import Enter, Leave, is_running, remove_mode
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
-from shiftscope.capture.plans import ActivationPlan, LinearPlan
+from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
 from shiftscope.capture.recorder import Recorder, SiteState
 from shiftscope.capture.sites import Frame, Names
 
 __all__ = ["Attachment"]
 
-Handler = Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
+Handler = Callable[[Any, Frame, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Attachment:
@@ -193,13 +193,9 @@ class Attachment:
 
     # -- ops ----------------------------------------------------------------------------------
 
-    def _linear(self, run: _Run, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not run.stack:
-            return func(*args, **kwargs)
-        frame = run.stack[-1]
-        plan = _next_plan(run, frame, func, args, kwargs)
-        if plan is not None:
-            return plan.run(run.recorder, run.where, args, kwargs)
+    def _linear(
+        self, run: _Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         op = LINEAR_OPS[func](args, kwargs, lambda tensor: self.names.is_weight(tensor, frame))
         if op is None or not _plain(op.x):
             return func(*args, **kwargs)
@@ -219,21 +215,15 @@ class Attachment:
         hook_linear(recorder, state, op, out, edge, count=not run.recomputing)
         if frame.plans is not None and not run.recomputing:
             self._keep_weight(recorder, state, op)
-            plan = LinearPlan.of(recorder, state, func, args, kwargs, op, out)
+            plan = LinearPlan.of(Call(func, args, kwargs, recorder, state), op, out)
             if plan is not None:
                 plan.learn(out, edge)
             _remember(frame, plan, counted)
         return out
 
     def _activation(
-        self, run: _Run, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, run: _Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if not run.stack:
-            return func(*args, **kwargs)
-        frame = run.stack[-1]
-        plan = _next_plan(run, frame, func, args, kwargs)
-        if plan is not None:
-            return plan.run(run.recorder, run.where, args, kwargs)
         op = parse_activation(func, args, kwargs)
         if op is None or not _plain(op.x) or op.x.dim() == 0:
             return func(*args, **kwargs)
@@ -246,7 +236,7 @@ class Attachment:
         else:
             state, z = recorder.activation(site, frame.path, op, dim)
             if frame.plans is not None:
-                plan = ActivationPlan.of(recorder, state, func, args, kwargs, op, dim)
+                plan = ActivationPlan.of(Call(func, args, kwargs, recorder, state), op, dim)
         out = func(*args, **kwargs)
         if state is None or not isinstance(out, Tensor):
             return out
@@ -255,14 +245,13 @@ class Attachment:
         hook_activation(recorder, state, op, out, dim, edge, count=not run.recomputing)
         if frame.plans is not None and not run.recomputing:
             if plan is not None and edge is not None:
-                plan.learn(out, edge)
+                plan.learn(op.x, out, edge)
             _remember(frame, plan, counted)
         return out
 
-    def _fused(self, run: _Run, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not run.stack:
-            return func(*args, **kwargs)
-        frame = run.stack[-1]
+    def _fused(
+        self, run: _Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         fused = FUSED_OPS[func]
         if self.unfuse or (self.choose is not None and fused.exact):
             reason = fused.obstacle(args, kwargs)
@@ -325,7 +314,19 @@ class _Mode(TorchFunctionMode):
         handler = self._handlers.get(func)
         if handler is None:
             return func(*args, **kwargs) if kwargs else func(*args)
-        return handler(self._run, func, args, kwargs or {})
+        run, kwargs = self._run, kwargs or {}
+        if not run.stack:
+            return func(*args, **kwargs)
+        frame = run.stack[-1]
+        plans, index = frame.plans, frame.index
+        if plans is not None:
+            frame.index = index + 1
+            plan = plans[index] if index < len(plans) else None
+            if plan is not None and not run.recomputing and plan.fits(func, args, kwargs):
+                if plan.count is not None:
+                    frame.counts[plan.count[0]] = plan.count[1]
+                return plan.run(run.recorder, run.where, args, kwargs)
+        return handler(run, frame, func, args, kwargs)
 
 
 def _fast_path(module: nn.Module) -> bool:
@@ -335,23 +336,6 @@ def _fast_path(module: nn.Module) -> bool:
 
 def _takes_fast_path(module: nn.Module) -> bool:
     return not module.training and not torch.is_grad_enabled()
-
-
-def _next_plan(run: _Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-    """The plan of this call, if it is the one that is known at this place."""
-    plans = frame.plans
-    if plans is None:
-        return None
-    index = frame.index
-    frame.index = index + 1
-    if index >= len(plans) or run.recomputing:
-        return None
-    plan = plans[index]
-    if plan is None or not plan.fits(func, args, kwargs):
-        return None
-    if plan.count is not None:
-        frame.counts[plan.count[0]] = plan.count[1]
-    return plan
 
 
 def _remember(frame: Frame, plan: Any, counted: dict[str, int]) -> None:
