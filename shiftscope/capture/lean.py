@@ -163,7 +163,7 @@ class LeanRecorder(Ledger):
         else:
             a = self.look(self.slot(state, "a"), inputs, x_kind, dims[0])
         z_slot = self.slot(state, "z")
-        z = self.meet(z_slot, outputs, z_kind, dims[1])
+        z = self.look(z_slot, outputs, z_kind, dims[1])
         self.write(self.slot(state, "a"), a)
         self.write(z_slot, z)
         if op.patches is not None:
@@ -214,7 +214,7 @@ class LeanRecorder(Ledger):
         """Keep the input that was read, and read the output."""
         z_slot, a_slot = slots
         self.write(z_slot, z[0])
-        a = self.meet(a_slot, out, kind, dim)
+        a = self.look(a_slot, out, kind, dim)
         self.write(a_slot, a)
         if z[1] is not None:
             self._sampler.put(z_slot, z[1])

@@ -27,12 +27,13 @@ from shiftscope.capture.readings import IMAGE, OTHER, ROWS, Reading
 from shiftscope.capture.recorder import Recorder, Settings, SiteState
 from shiftscope.capture.sampling import Sampler
 from shiftscope.tally import Moments
-from shiftscope.tally.native import built, takes
+from shiftscope.tally.native import built
 
 __all__ = ["Found", "Ledger"]
 
-Found = Columns | Reading | Moments
-"""What reading a tensor gives: by the compiled reader, by torch's kernels, or exactly."""
+Found = Any
+"""What reading a tensor gives: Columns of the compiled reader, a Reading by torch's kernels, or
+exact Moments."""
 
 _RECENT = 4
 _MANY = 2**23
@@ -120,6 +121,12 @@ class Ledger(Recorder):
             kind: How its neurons lie.
             dim: Their dimension, where that is neither the last one nor the second.
         """
+        if self._compiled is not None and kind != OTHER:
+            columns: Found | None = self._compiled.look(tensor, slot, kind, self._imaged[slot])
+            if columns is not None:
+                return columns
+        if not tensor.numel():
+            return None
         if tensor.is_inference():
             return self._fresh(slot, tensor, kind, dim)
         anchor, version = tensor._base, tensor._version
@@ -136,22 +143,9 @@ class Ledger(Recorder):
                 found: Found = entry[3]
                 return found
         made = self._fresh(slot, tensor, kind, dim)
-        if made is not None:
-            recent.append((weakref.ref(anchor), version, place, made, slot))
-            if len(recent) > _RECENT:
-                del recent[0]
-        return made
-
-    def meet(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Found | None:
-        """The same of a tensor that was just made, and that nobody can have read before."""
-        if tensor._base is not None or tensor.is_inference():
-            return self.look(slot, tensor, kind, dim)
-        made = self._fresh(slot, tensor, kind, dim)
-        if made is not None:
-            recent = self._local.recent
-            recent.append((weakref.ref(tensor), tensor._version, kind, made, slot))
-            if len(recent) > _RECENT:
-                del recent[0]
+        recent.append((weakref.ref(anchor), version, place, made, slot))
+        if len(recent) > _RECENT:
+            del recent[0]
         return made
 
     def write(self, slot: int, reading: Found | None) -> None:
@@ -186,17 +180,23 @@ class Ledger(Recorder):
                 mean = mean.double() / reading.gain
         else:
             mean = batch.mean(dim=0, dtype=torch.float64)
-            for *_, known, slot in self._local.recent:
-                if known is reading:  # ask for the image together with the rest next time
-                    self._imaged[slot] = True
+            for slot in self._read_for(reading):
+                self._imaged[slot] = True  # ask for the image together with the rest next time
         self._images.append((state, op, mean.reshape(batch.shape[1:]), batch.shape[0]))
 
-    def _fresh(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Found | None:
-        if not tensor.numel():
-            return None
-        if self._compiled is not None and kind != OTHER and takes(tensor):
-            return self._compiled.read(tensor, kind, self._imaged[slot])
-        return self._kernels.read(slot, tensor.detach(), kind, dim, self._imaged[slot])
+    def _read_for(self, reading: Found) -> list[int]:
+        """The slot that a tensor was first read for."""
+        if type(reading) is Columns:
+            return [reading.slot]
+        return [slot for *_, known, slot in self._local.recent if known is reading]
+
+    def _fresh(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Found:
+        image = self._imaged[slot]
+        if self._compiled is not None and kind != OTHER:
+            columns: Found | None = self._compiled.read_copy(tensor, slot, kind, image)
+            if columns is not None:
+                return columns
+        return self._kernels.read(slot, tensor.detach(), kind, dim, image)
 
     # -- the end of a step ----------------------------------------------------------------------
 

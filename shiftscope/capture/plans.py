@@ -144,7 +144,7 @@ class LinearPlan(_Plan):
         a = recorder.look(self.a, x, self.x_kind, -1)
         if a is None:
             return out
-        z = recorder.meet(self.z, out, self.z_kind, -1)
+        z = recorder.look(self.z, out, self.z_kind, -1)
         recorder.write(self.a, a)
         recorder.write(self.z, z)
         op = self.op

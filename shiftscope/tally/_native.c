@@ -1,592 +1,22 @@
-/* First and second moments of the columns of a dense tensor in one pass over memory, and merging.
+/* The compiled part of shiftscope.tally for Python: see native.py and native Reader below.
 
-   Differences d to a pivot near the mean are summed: in single precision over short blocks, the
-   blocks in double; where squares could under- or overflow, or something is not finite, in double
-   throughout. The results are those of moments.py up to rounding (about 1e-7 of a variance).
-   Nothing here knows of torch: addresses come in as integers, checked by native.py, and no Python
-   object is touched while the interpreter lock is released.
-
-   Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance" (1983). */
+   Tensors are handled as Python objects, by their attributes: neither torch's headers nor its
+   binary interface are needed, so that one build serves every torch. What is read of them is
+   checked here; the interpreter lock is released only where large tensors are read. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-#include <float.h>
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include <structmember.h>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#define HAVE_THREADS 1
-#endif
+#include "_moments.h"
 
-/* One binary serves all processors: the loader takes the widest clone that the machine runs. */
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
-#pragma GCC optimize("O3", "no-math-errno", "no-trapping-math")
-#define WIDEST __attribute__((target_clones("avx512f", "avx2,fma", "default")))
-#else
-#define WIDEST
-#endif
-#define INLINE static inline __attribute__((always_inline))
+#define UNLOCKED (1 << 16) /* elements from which on the interpreter lock is released */
+#define THREADED (1 << 19) /* elements from which on several threads may read */
+#define RECENT 4           /* tensors whose columns are remembered */
 
-enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16, DTYPES };
+enum { ROWS, IMAGE };
 
-#define LANES 16
-#define TILE 512               /* columns whose sums stay in the first-level cache */
-#define BLOCK 32               /* additions in single precision, one after the other */
-#define SHORT 64               /* runs below this are read as columns */
-#define UNLOCKED (1 << 16)     /* elements from which on the interpreter lock is released */
-#define PER_THREAD (1 << 18)   /* elements that are worth a thread of their own */
-#define MAX_THREADS 64
-#define LEAST 1e-28            /* a mean square below this may have lost squares to underflow */
-#define MOST 1e30
-
-typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float Half __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
-typedef double Doubles __attribute__((vector_size(4 * LANES), aligned(8), may_alias));
-
-/* A tensor seen as [rows, width, run]: `width` columns, `run` neighbouring elements of each. */
-typedef struct {
-    const char *data;
-    int dtype;
-    int64_t rows, width, run;
-} Source;
-
-/* Sums over the rows of each column: d = x - pivot, and d^2. */
-typedef struct {
-    double *pivot, *first, *second;
-} Sums;
-
-/* -- reading ------------------------------------------------------------------------------------ */
-
-INLINE float of_bits(uint32_t bits)
-{
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-INLINE uint32_t to_bits(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-INLINE float from_bfloat16(uint16_t x) { return of_bits((uint32_t)x << 16); }
-
-INLINE float from_float16(uint16_t x)
-{
-    uint32_t sign = (uint32_t)(x & 0x8000u) << 16, size = (uint32_t)(x & 0x7fffu) << 13;
-    float scaled = of_bits(size) * 0x1p112f; /* subnormal numbers come out right */
-    uint32_t special = size | 0x7f800000u;
-    return of_bits(sign | ((x & 0x7c00u) == 0x7c00u ? special : to_bits(scaled)));
-}
-
-static double element(const Source *x, int64_t i)
-{
-    switch (x->dtype) {
-    case FLOAT32: return (double)((const float *)x->data)[i];
-    case FLOAT64: return ((const double *)x->data)[i];
-    case BFLOAT16: return (double)from_bfloat16(((const uint16_t *)x->data)[i]);
-    default: return (double)from_float16(((const uint16_t *)x->data)[i]);
-    }
-}
-
-WIDEST static void widen_bfloat16(const uint16_t *restrict x, int64_t n, float *restrict to)
-{
-    for (int64_t i = 0; i < n; i++)
-        to[i] = from_bfloat16(x[i]);
-}
-
-WIDEST static void widen_float16(const uint16_t *restrict x, int64_t n, float *restrict to)
-{
-    for (int64_t i = 0; i < n; i++)
-        to[i] = from_float16(x[i]);
-}
-
-/* n neighbouring elements in single precision: where they lie, or in the buffer given. */
-static const float *floats(const Source *x, int64_t start, int64_t n, float *buffer)
-{
-    if (x->dtype == FLOAT32)
-        return (const float *)x->data + start;
-    const uint16_t *halves = (const uint16_t *)x->data + start;
-    if (x->dtype == BFLOAT16)
-        widen_bfloat16(halves, n, buffer);
-    else
-        widen_float16(halves, n, buffer);
-    return buffer;
-}
-
-/* -- sums of a table of columns ------------------------------------------------------------------ */
-
-INLINE void add_floats(Floats d, Floats *first, Floats *second, Bits *any)
-{
-    *first += d;
-    *second += d * d;
-    *any |= (Bits)d;
-}
-
-/* Four rows of up to TILE columns, added to sums in single precision. */
-WIDEST static void four_rows(const float *const row[4], int64_t width, const float *pivot,
-                             float *restrict first, float *restrict second, uint32_t *restrict any)
-{
-    int64_t j = 0;
-    for (; j + LANES <= width; j += LANES) {
-        Floats p = *(const Floats *)(pivot + j);
-        Floats a = *(const Floats *)(row[0] + j) - p, b = *(const Floats *)(row[1] + j) - p;
-        Floats c = *(const Floats *)(row[2] + j) - p, d = *(const Floats *)(row[3] + j) - p;
-        *(Floats *)(first + j) += (a + b) + (c + d);
-        *(Floats *)(second + j) += (a * a + b * b) + (c * c + d * d);
-        *(Bits *)(any + j) |= ((Bits)a | (Bits)b) | ((Bits)c | (Bits)d);
-    }
-    for (; j < width; j++)
-        for (int k = 0; k < 4; k++) {
-            float d = row[k][j] - pivot[j];
-            first[j] += d;
-            second[j] += d * d;
-            any[j] |= to_bits(d);
-        }
-}
-
-WIDEST static void one_row(const float *restrict row, int64_t width, const float *restrict pivot,
-                           float *restrict first, float *restrict second, uint32_t *restrict any)
-{
-    for (int64_t j = 0; j < width; j++) {
-        float d = row[j] - pivot[j];
-        first[j] += d;
-        second[j] += d * d;
-        any[j] |= to_bits(d);
-    }
-}
-
-WIDEST static void add_block(int64_t width, const float *restrict first,
-                             const float *restrict second, double *restrict to_first,
-                             double *restrict to_second)
-{
-    for (int64_t j = 0; j < width; j++) {
-        to_first[j] += (double)first[j];
-        to_second[j] += (double)second[j];
-    }
-}
-
-/* Whether the squares of every column were summed without loss. */
-WIDEST static int is_sound(int64_t rows, int64_t width, const double *second, const uint32_t *any)
-{
-    double least = LEAST * (double)rows;
-    int64_t doubtful = 0;
-    for (int64_t j = 0; j < width; j++)
-        doubtful += ((any[j] & 0x7fffffffu) != 0) & !((second[j] > least) & (second[j] < MOST));
-    return !doubtful;
-}
-
-static int columns_single(const Source *x, int64_t start, int64_t rows, int64_t stride,
-                          int64_t width, Sums to)
-{
-    float pivot[TILE], first[TILE], second[TILE], buffer[4][TILE];
-    uint32_t any[TILE] = {0};
-    for (int64_t j = 0; j < width; j++)
-        pivot[j] = (float)to.pivot[j];
-    for (int64_t begin = 0; begin < rows; begin += BLOCK) {
-        int64_t end = begin + BLOCK < rows ? begin + BLOCK : rows, row = begin;
-        memset(first, 0, (size_t)width * sizeof *first);
-        memset(second, 0, (size_t)width * sizeof *second);
-        for (; row + 4 <= end; row += 4) {
-            const float *four[4];
-            for (int k = 0; k < 4; k++)
-                four[k] = floats(x, start + (row + k) * stride, width, buffer[k]);
-            four_rows(four, width, pivot, first, second, any);
-        }
-        for (; row < end; row++)
-            one_row(floats(x, start + row * stride, width, buffer[0]), width, pivot, first,
-                    second, any);
-        add_block(width, first, second, to.first, to.second);
-    }
-    return is_sound(rows, width, to.second, any);
-}
-
-#define DEFINE_EXACT(NAME, TYPE)                                                                  \
-    WIDEST static void NAME(const TYPE *restrict row, int64_t width,                              \
-                            const double *restrict pivot, double *restrict first,                 \
-                            double *restrict second)                                              \
-    {                                                                                             \
-        for (int64_t j = 0; j < width; j++) {                                                     \
-            double d = (double)row[j] - pivot[j];                                                 \
-            first[j] += d;                                                                        \
-            second[j] += d * d;                                                                   \
-        }                                                                                         \
-    }
-
-DEFINE_EXACT(exact_row_float, float)
-DEFINE_EXACT(exact_row_double, double)
-
-static void columns_double(const Source *x, int64_t start, int64_t rows, int64_t stride,
-                           int64_t width, Sums to)
-{
-    float buffer[TILE];
-    memset(to.first, 0, (size_t)width * sizeof *to.first);
-    memset(to.second, 0, (size_t)width * sizeof *to.second);
-    for (int64_t row = 0; row < rows; row++) {
-        int64_t at = start + row * stride;
-        if (x->dtype == FLOAT64)
-            exact_row_double((const double *)x->data + at, width, to.pivot, to.first, to.second);
-        else
-            exact_row_float(floats(x, at, width, buffer), width, to.pivot, to.first, to.second);
-    }
-}
-
-/* Sums over rows of up to TILE neighbouring columns; first and second are zero on entry. */
-static void columns(const Source *x, int64_t start, int64_t rows, int64_t stride, int64_t width,
-                    Sums to)
-{
-    if (x->dtype == FLOAT64 || !columns_single(x, start, rows, stride, width, to))
-        columns_double(x, start, rows, stride, width, to);
-}
-
-/* -- sums of a run ------------------------------------------------------------------------------- */
-
-WIDEST static int run_single(const float *x, int64_t n, float pivot, double *first, double *second)
-{
-    Bits any = {0};
-    double sum = 0.0, square = 0.0;
-    int64_t i = 0;
-    while (i + LANES <= n) {
-        Floats s[2] = {{0}}, q[2] = {{0}};
-        int64_t end = i + 2 * LANES * BLOCK < n ? i + 2 * LANES * BLOCK : n;
-        for (; i + 2 * LANES <= end; i += 2 * LANES) {
-            add_floats(*(const Floats *)(x + i) - pivot, &s[0], &q[0], &any);
-            add_floats(*(const Floats *)(x + i + LANES) - pivot, &s[1], &q[1], &any);
-        }
-        for (; i + LANES <= end; i += LANES)
-            add_floats(*(const Floats *)(x + i) - pivot, &s[0], &q[0], &any);
-        s[0] += s[1];
-        q[0] += q[1];
-        for (int k = 0; k < LANES; k++) {
-            sum += (double)s[0][k];
-            square += (double)q[0][k];
-        }
-    }
-    uint32_t bits = 0;
-    for (int k = 0; k < LANES; k++)
-        bits |= any[k];
-    for (; i < n; i++) {
-        float d = x[i] - pivot;
-        sum += (double)d;
-        square += (double)d * (double)d;
-        bits |= to_bits(d);
-    }
-    *first += sum;
-    *second += square;
-    return !(bits & 0x7fffffffu) || (square > LEAST * (double)n && square < MOST);
-}
-
-WIDEST static void run_float(const float *x, int64_t n, double pivot, double *first, double *second)
-{
-    Doubles s = {0}, q = {0};
-    int64_t i = 0;
-    for (; i + LANES / 2 <= n; i += LANES / 2) {
-        Doubles d = __builtin_convertvector(*(const Half *)(x + i), Doubles) - pivot;
-        s += d;
-        q += d * d;
-    }
-    for (; i < n; i++) {
-        double d = (double)x[i] - pivot;
-        s[0] += d;
-        q[0] += d * d;
-    }
-    for (int k = 0; k < LANES / 2; k++) {
-        *first += s[k];
-        *second += q[k];
-    }
-}
-
-WIDEST static void run_double(const double *x, int64_t n, double pivot, double *first,
-                              double *second)
-{
-    Doubles s = {0}, q = {0};
-    int64_t i = 0;
-    for (; i + LANES / 2 <= n; i += LANES / 2) {
-        Doubles d = *(const Doubles *)(x + i) - pivot;
-        s += d;
-        q += d * d;
-    }
-    for (; i < n; i++) {
-        double d = x[i] - pivot;
-        s[0] += d;
-        q[0] += d * d;
-    }
-    for (int k = 0; k < LANES / 2; k++) {
-        *first += s[k];
-        *second += q[k];
-    }
-}
-
-/* Add the n neighbouring elements from `start` on to the sums of one column. */
-static void run(const Source *x, int64_t start, int64_t n, double pivot, double *first,
-                double *second)
-{
-    float buffer[TILE];
-    if (x->dtype == FLOAT64) {
-        run_double((const double *)x->data + start, n, pivot, first, second);
-        return;
-    }
-    int64_t piece = x->dtype == FLOAT32 ? n : TILE;
-    for (int64_t i = 0; i < n; i += piece) {
-        int64_t length = i + piece < n ? piece : n - i;
-        const float *part = floats(x, start + i, length, buffer);
-        double s = *first, q = *second;
-        if (run_single(part, length, (float)pivot, first, second))
-            continue;
-        *first = s;
-        *second = q;
-        run_float(part, length, pivot, first, second);
-    }
-}
-
-/* -- sums of a tensor ------------------------------------------------------------------------------ */
-
-/* A number near the first elements of a column, exactly theirs where they are equal. */
-static double pivot_of(const Source *x, int64_t start, int64_t step, int64_t number)
-{
-    double a = element(x, start);
-    if (number >= 4) {
-        double b = element(x, start + step), c = element(x, start + 2 * step);
-        a = 0.25 * ((a + b) + (c + element(x, start + 3 * step)));
-    }
-    return x->dtype == FLOAT64 ? a : (double)(float)a;
-}
-
-WIDEST static void mean_of_four(const float *const row[4], int64_t width, double *restrict to)
-{
-    const float *a = row[0], *b = row[1], *c = row[2], *d = row[3];
-    for (int64_t j = 0; j < width; j++)
-        to[j] = (double)(0.25f * ((a[j] + b[j]) + (c[j] + d[j])));
-}
-
-/* The same of up to TILE neighbouring columns. */
-static void pivots(const Source *x, int64_t start, int64_t stride, int64_t width, double *to)
-{
-    if (x->dtype == FLOAT64 || x->rows < 4) {
-        for (int64_t j = 0; j < width; j++)
-            to[j] = pivot_of(x, start + j, stride, x->rows);
-        return;
-    }
-    float buffer[4][TILE];
-    const float *row[4];
-    for (int k = 0; k < 4; k++)
-        row[k] = floats(x, start + k * stride, width, buffer[k]);
-    mean_of_four(row, width, to);
-}
-
-static Sums part_of(Sums sums, int64_t column)
-{
-    return (Sums){sums.pivot + column, sums.first + column, sums.second + column};
-}
-
-/* Sums of all columns over rows [begin, end). */
-static void sums_over_rows(const Source *x, int64_t begin, int64_t end, Sums to)
-{
-    if (x->run > 1) {
-        for (int64_t row = begin; row < end; row++)
-            for (int64_t c = 0; c < x->width; c++)
-                run(x, (row * x->width + c) * x->run, x->run, to.pivot[c], to.first + c,
-                    to.second + c);
-        return;
-    }
-    for (int64_t left = 0; left < x->width; left += TILE) {
-        int64_t width = x->width - left < TILE ? x->width - left : TILE;
-        columns(x, begin * x->width + left, end - begin, x->width, width, part_of(to, left));
-    }
-}
-
-/* Sums of columns [left, right) over all rows, by way of each place of their runs; the means of
-   the places go to `image` [width, run] unless that is NULL. */
-static void sums_over_places(const Source *x, int64_t left, int64_t right, Sums to, double *image)
-{
-    double pivot[TILE], first[TILE], second[TILE], rows = (double)x->rows;
-    Sums tile = {pivot, first, second};
-    int64_t stride = x->width * x->run, end = right * x->run;
-    for (int64_t start = left * x->run; start < end; start += TILE) {
-        int64_t width = end - start < TILE ? end - start : TILE;
-        memset(first, 0, sizeof first);
-        memset(second, 0, sizeof second);
-        pivots(x, start, stride, width, pivot);
-        columns(x, start, x->rows, stride, width, tile);
-        int64_t c = start / x->run, next = (c + 1) * x->run - start;
-        for (int64_t j = 0; j < width; j++) {
-            if (j == next) {
-                c++;
-                next += x->run;
-            }
-            double shift = pivot[j] - to.pivot[c];
-            to.first[c] += first[j] + rows * shift;
-            to.second[c] += second[j] + shift * (2.0 * first[j] + rows * shift);
-        }
-        for (int64_t j = 0; image && j < width; j++)
-            image[start + j] = pivot[j] + first[j] / rows;
-    }
-}
-
-/* -- what the sums become ------------------------------------------------------------------------ */
-
-typedef struct {
-    double *count, *mean, *m2;
-} Moments;
-
-/* One column again, without its elements that are not finite. */
-static void finite_only(const Source *x, int64_t c, Moments to)
-{
-    double pivot = 0.0, first = 0.0, second = 0.0;
-    int64_t count = 0;
-    for (int64_t row = 0; row < x->rows; row++)
-        for (int64_t i = 0; i < x->run; i++) {
-            double v = element(x, (row * x->width + c) * x->run + i);
-            if (!isfinite(v))
-                continue;
-            if (count++ == 0)
-                pivot = v;
-            first += v - pivot;
-            second += (v - pivot) * (v - pivot);
-        }
-    double m2 = count ? second - first * first / (double)count : 0.0;
-    to.count[c] = (double)count;
-    to.mean[c] = count ? pivot + first / (double)count : NAN;
-    to.m2[c] = m2 > 0.0 ? m2 : 0.0;
-}
-
-/* Number of columns whose moments are not finite. */
-WIDEST static int64_t all_rows(double rows, int64_t width, Sums sums, Moments to)
-{
-    const double *pivot = sums.pivot, *first = sums.first, *second = sums.second;
-    double *restrict count = to.count, *restrict mean = to.mean, *restrict m2 = to.m2;
-    double each = 1.0 / rows;
-    int64_t bad = 0;
-    for (int64_t c = 0; c < width; c++) {
-        double square = second[c] - first[c] * first[c] * each;
-        count[c] = rows;
-        mean[c] = pivot[c] + first[c] * each;
-        m2[c] = square > 0.0 ? square : 0.0;
-        bad += !((fabs(mean[c]) <= DBL_MAX) & (fabs(square) <= DBL_MAX));
-        m2[c] = square == square ? m2[c] : square;
-    }
-    return bad;
-}
-
-static void finish(const Source *x, Sums sums, Moments to)
-{
-    if (!all_rows((double)(x->rows * x->run), x->width, sums, to))
-        return;
-    for (int64_t c = 0; c < x->width; c++)
-        if (!isfinite(to.mean[c]) || !isfinite(to.m2[c]))
-            finite_only(x, c, to);
-}
-
-/* -- threads ------------------------------------------------------------------------------------- */
-
-typedef struct {
-    const Source *source;
-    int64_t begin, end;
-    Sums sums;
-    double *image;
-    int by_place;
-} Share;
-
-static void *work(void *given)
-{
-    Share *share = given;
-    if (share->by_place)
-        sums_over_places(share->source, share->begin, share->end, share->sums, share->image);
-    else
-        sums_over_rows(share->source, share->begin, share->end, share->sums);
-    return NULL;
-}
-
-static void run_all(Share *shares, int number)
-{
-#ifdef HAVE_THREADS
-    pthread_t threads[MAX_THREADS];
-    int started[MAX_THREADS] = {0};
-    for (int i = 1; i < number; i++)
-        started[i] = pthread_create(&threads[i], NULL, work, &shares[i]) == 0;
-    work(&shares[0]);
-    for (int i = 1; i < number; i++)
-        if (started[i])
-            pthread_join(threads[i], NULL);
-        else
-            work(&shares[i]);
-#else
-    for (int i = 0; i < number; i++)
-        work(&shares[i]);
-#endif
-}
-
-static int threads_for(const Source *x, int64_t parts, int64_t most)
-{
-    int64_t wanted = x->rows * x->width * x->run / PER_THREAD;
-    wanted = wanted < parts ? wanted : parts;
-    wanted = wanted < most ? wanted : most;
-    return wanted > 1 ? (int)wanted : 1;
-}
-
-/* Rows are shared out, each thread with sums of its own; by places, columns are. */
-static int reduce(const Source *x, Moments to, double *image, int64_t most)
-{
-    int by_place = image || (x->run > 1 && x->run < SHORT);
-    int64_t parts = by_place ? x->width : x->rows, width = x->width;
-    int number = threads_for(x, parts, most), copies = by_place ? 1 : number;
-    double stack[3 * TILE], *memory = stack;
-    size_t needed = (size_t)width * (size_t)(1 + 2 * copies);
-    if (needed > sizeof stack / sizeof *stack)
-        memory = malloc(needed * sizeof *memory);
-    if (!memory)
-        return -1;
-    memset(memory + width, 0, (needed - (size_t)width) * sizeof *memory);
-    if (x->run > 1)
-        for (int64_t c = 0; c < width; c++)
-            memory[c] = pivot_of(x, c * x->run, 1, x->run);
-    else
-        for (int64_t c = 0; c < width; c += TILE)
-            pivots(x, c, width, width - c < TILE ? width - c : TILE, memory + c);
-    Share shares[MAX_THREADS];
-    for (int i = 0; i < number; i++) {
-        double *own = memory + width * (1 + (by_place ? 0 : 2 * i));
-        shares[i] = (Share){x, parts * i / number, parts * (i + 1) / number,
-                            {memory, own, own + width}, image, by_place};
-    }
-    run_all(shares, number);
-    Sums all = shares[0].sums;
-    for (int i = 1; i < copies; i++)
-        for (int64_t c = 0; c < width; c++) {
-            all.first[c] += shares[i].sums.first[c];
-            all.second[c] += shares[i].sums.second[c];
-        }
-    finish(x, all, to);
-    if (memory != stack)
-        free(memory);
-    return 0;
-}
-
-/* -- merging ------------------------------------------------------------------------------------- */
-
-WIDEST static void merge_columns(int64_t n, double *restrict count, double *restrict mean,
-                                 double *restrict m2, const double *restrict count_b,
-                                 const double *restrict mean_b, const double *restrict m2_b)
-{
-    for (int64_t i = 0; i < n; i++) {
-        double a = count[i], b = count_b[i], both = a + b;
-        double share = both > 0.0 ? b / both : 0.0;
-        double other = b > 0.0 ? mean_b[i] : mean[i];
-        double own = a > 0.0 ? mean[i] : other;
-        double step = other - own;
-        count[i] = both;
-        mean[i] = both > 0.0 ? own + step * share : mean[i];
-        m2[i] += both > 0.0 ? m2_b[i] + step * step * share * a : 0.0;
-    }
-}
-
-/* -- the module ---------------------------------------------------------------------------------- */
+/* -- functions ----------------------------------------------------------------------------------- */
 
 static int integers(PyObject *const *given, Py_ssize_t number, Py_ssize_t expected, int64_t *to)
 {
@@ -606,6 +36,21 @@ static Moments record(int64_t address, int64_t capacity, int64_t offset)
 {
     double *base = (double *)(intptr_t)address + offset;
     return (Moments){base, base + capacity, base + 2 * capacity};
+}
+
+static int read_source(const Source *x, Moments to, double *image, int64_t threads)
+{
+    int failed;
+    if (x->rows * x->width * x->run < UNLOCKED)
+        failed = read_moments(x, to, image, 1);
+    else {
+        Py_BEGIN_ALLOW_THREADS
+        failed = read_moments(x, to, image, threads);
+        Py_END_ALLOW_THREADS
+    }
+    if (failed)
+        PyErr_NoMemory();
+    return failed;
 }
 
 PyDoc_STRVAR(read_doc,
@@ -629,18 +74,8 @@ static PyObject *native_read(PyObject *self, PyObject *const *args, Py_ssize_t n
         PyErr_SetString(PyExc_ValueError, "the columns lie outside of the record");
         return NULL;
     }
-    Moments to = record(v[5], v[6], v[7]);
-    double *image = (double *)(intptr_t)v[8];
-    int failed;
-    if (x.rows * x.width * x.run < UNLOCKED)
-        failed = reduce(&x, to, image, 1);
-    else {
-        Py_BEGIN_ALLOW_THREADS
-        failed = reduce(&x, to, image, v[9] < MAX_THREADS ? v[9] : MAX_THREADS);
-        Py_END_ALLOW_THREADS
-    }
-    if (failed)
-        return PyErr_NoMemory();
+    if (read_source(&x, record(v[5], v[6], v[7]), (double *)(intptr_t)v[8], v[9]))
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -658,12 +93,449 @@ static PyObject *native_merge(PyObject *self, PyObject *const *args, Py_ssize_t 
         PyErr_SetString(PyExc_ValueError, "the columns lie outside of a record");
         return NULL;
     }
-    Moments to = record(v[0], v[1], 0), from = record(v[2], v[3], 0);
     Py_BEGIN_ALLOW_THREADS
-    merge_columns(v[4], to.count, to.mean, to.m2, from.count, from.mean, from.m2);
+    merge_moments(v[4], record(v[0], v[1], 0), record(v[2], v[3], 0));
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
+
+/* -- Columns ------------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    long long slot, number, width, rows;
+    int dtype;
+    PyObject *image;
+} Columns;
+
+static void columns_free(Columns *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    Py_XDECREF(self->image);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef columns_members[] = {
+    {"slot", T_LONGLONG, offsetof(Columns, slot), READONLY, "What the tensor was read for first."},
+    {"number", T_LONGLONG, offsetof(Columns, number), READONLY, "Readings of this step before it."},
+    {"width", T_LONGLONG, offsetof(Columns, width), READONLY, "Number of neurons."},
+    {"rows", T_LONGLONG, offsetof(Columns, rows), READONLY, "Rows behind them."},
+    {"dtype", T_INT, offsetof(Columns, dtype), READONLY, "Number of the tensor's dtype."},
+    {"image", T_OBJECT, offsetof(Columns, image), READONLY,
+     "Mean over samples [neurons, positions] in float64; None where not asked for."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot columns_slots[] = {
+    {Py_tp_doc, "Where the moments of one tensor stand until the step ends."},
+    {Py_tp_dealloc, columns_free},
+    {Py_tp_members, columns_members},
+    {0, NULL},
+};
+
+static PyType_Spec columns_spec = {
+    "shiftscope.tally._native.Columns", sizeof(Columns), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, columns_slots,
+};
+
+/* -- Reader -------------------------------------------------------------------------------------- */
+
+/* A tensor that was read: where its numbers lie, and what they became. */
+typedef struct {
+    PyObject *anchor; /* weak reference to it, or to the base that it is a view of */
+    PyObject *found;
+    unsigned long thread;
+    long long version, place[5];
+} Entry;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *dtypes, *layout, *types, *page_of, *image_of, *threads_of; /* what Python gave */
+    PyObject *page, *pages, *readings; /* records [3, capacity]; Columns, in order of reading */
+    PyObject *columns_type;
+    int64_t address, capacity;
+    long long used;
+    Entry recent[RECENT];
+    int next;
+} Reader;
+
+static PyObject *word_is_cpu, *word_dtype, *word_layout, *word_is_nested, *word_is_neg, *word_numel,
+    *word_is_contiguous, *word_shape, *word_data_ptr, *word_base, *word_version, *word_offset,
+    *word_stride;
+
+static const struct {
+    PyObject **word;
+    const char *text;
+} words[] = {
+    {&word_is_cpu, "is_cpu"}, {&word_dtype, "dtype"}, {&word_layout, "layout"},
+    {&word_is_nested, "is_nested"}, {&word_is_neg, "is_neg"}, {&word_numel, "numel"},
+    {&word_is_contiguous, "is_contiguous"}, {&word_shape, "shape"}, {&word_data_ptr, "data_ptr"},
+    {&word_base, "_base"}, {&word_version, "_version"}, {&word_offset, "storage_offset"},
+    {&word_stride, "stride"},
+};
+
+static int is_true(PyObject *value)
+{
+    int result = value ? PyObject_IsTrue(value) : -1;
+    Py_XDECREF(value);
+    return result;
+}
+
+/* An integer, and the reference to it given back; -1 with an exception set where there is none. */
+static int64_t integer(PyObject *value)
+{
+    int64_t result = value ? PyLong_AsLongLong(value) : -1;
+    Py_XDECREF(value);
+    return result;
+}
+
+static PyObject *call(PyObject *x, PyObject *word) { return PyObject_CallMethodNoArgs(x, word); }
+
+/* Number of a tensor's dtype; -1 where it cannot be read, -2 with an exception set. */
+static int dtype_of(const Reader *self, PyObject *x)
+{
+    PyObject *type = (PyObject *)Py_TYPE(x);
+    if (type != PyTuple_GET_ITEM(self->types, 0) && type != PyTuple_GET_ITEM(self->types, 1))
+        return -1;
+    PyObject *dtype = PyObject_GetAttr(x, word_dtype), *layout = PyObject_GetAttr(x, word_layout);
+    int found = -1, strided = layout == self->layout;
+    for (int i = 0; i < DTYPES; i++)
+        if (dtype == PyTuple_GET_ITEM(self->dtypes, i))
+            found = i;
+    Py_XDECREF(dtype);
+    Py_XDECREF(layout);
+    if (!dtype || !layout)
+        return -2;
+    if (found < 0 || !strided)
+        return -1;
+    int cpu = is_true(PyObject_GetAttr(x, word_is_cpu));
+    int nested = is_true(PyObject_GetAttr(x, word_is_nested));
+    int negated = is_true(call(x, word_is_neg));
+    if (cpu < 0 || nested < 0 || negated < 0)
+        return -2;
+    return cpu && !nested && !negated ? found : -1;
+}
+
+static int64_t size_at(PyObject *x, Py_ssize_t dim)
+{
+    PyObject *shape = PyObject_GetAttr(x, word_shape);
+    if (!shape || !PyTuple_Check(shape)) {
+        Py_XDECREF(shape);
+        return -1;
+    }
+    Py_ssize_t dims = PyTuple_GET_SIZE(shape), place = dim < 0 ? dims + dim : dim;
+    int64_t size = place >= 0 && place < dims ? PyLong_AsLongLong(PyTuple_GET_ITEM(shape, place)) : 0;
+    Py_DECREF(shape);
+    return size;
+}
+
+/* Where the elements of a tensor lie. A tensor of its own is known by itself; views of one base
+   are distinct objects that may hold the same rows. */
+static int place_of(PyObject *x, int kind, int is_view, long long place[5])
+{
+    memset(place, 0, 5 * sizeof *place);
+    place[0] = kind;
+    if (!is_view)
+        return 0;
+    place[1] = integer(call(x, word_offset));
+    place[2] = integer(call(x, word_numel));
+    place[3] = size_at(x, kind == ROWS ? -1 : 1);
+    PyObject *strides = call(x, word_stride);
+    if (strides && PyTuple_Check(strides) && PyTuple_GET_SIZE(strides))
+        place[4] = PyLong_AsLongLong(PyTuple_GET_ITEM(strides, PyTuple_GET_SIZE(strides) - 1));
+    Py_XDECREF(strides);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *alive(PyObject *reference)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject *object = NULL;
+    if (PyWeakref_GetRef(reference, &object) < 0)
+        PyErr_Clear();
+    Py_XDECREF(object); /* only compared with one that is alive */
+    return object;
+#else
+    return PyWeakref_GetObject(reference);
+#endif
+}
+
+static PyObject *recall(Reader *self, PyObject *anchor, long long version, const long long place[5])
+{
+    unsigned long thread = PyThread_get_thread_ident();
+    for (int i = 1; i <= RECENT; i++) {
+        Entry *entry = &self->recent[(self->next + RECENT - i) % RECENT];
+        if (entry->anchor && entry->version == version && entry->thread == thread
+            && alive(entry->anchor) == anchor && !memcmp(entry->place, place, sizeof entry->place))
+            return entry->found;
+    }
+    return NULL;
+}
+
+static int remember(Reader *self, PyObject *anchor, long long version, const long long place[5],
+                    PyObject *found)
+{
+    PyObject *reference = PyWeakref_NewRef(anchor, NULL);
+    if (!reference)
+        return -1;
+    Entry *entry = &self->recent[self->next], old = *entry;
+    self->next = (self->next + 1) % RECENT;
+    entry->anchor = reference;
+    entry->found = Py_NewRef(found);
+    entry->thread = PyThread_get_thread_ident();
+    entry->version = version;
+    memcpy(entry->place, place, sizeof entry->place);
+    Py_XDECREF(old.anchor);
+    Py_XDECREF(old.found);
+    return 0;
+}
+
+static int turn_page(Reader *self, int64_t width)
+{
+    PyObject *page = PyObject_CallFunction(self->page_of, "L", (long long)width);
+    int64_t address = page ? integer(PyObject_GetAttrString(page, "address")) : -1;
+    int64_t capacity = page ? integer(PyObject_GetAttrString(page, "capacity")) : -1;
+    if (!PyErr_Occurred() && capacity < width)
+        PyErr_SetString(PyExc_ValueError, "the new page is too small");
+    PyObject *used = PyErr_Occurred() ? NULL : PyLong_FromLongLong(self->used);
+    if (!used || (self->page && PyObject_SetAttrString(self->page, "used", used) < 0)
+        || PyList_Append(self->pages, page) < 0) {
+        Py_XDECREF(used);
+        Py_XDECREF(page);
+        return -1;
+    }
+    Py_DECREF(used);
+    Py_XSETREF(self->page, page);
+    self->address = address, self->capacity = capacity, self->used = 0;
+    return 0;
+}
+
+/* Room for some more columns, on a new page from Python where this one is full. */
+static int64_t columns_for(Reader *self, int64_t width)
+{
+    while (!self->page || self->used > self->capacity - width)
+        if (turn_page(self, width) < 0)
+            return -1;
+    int64_t offset = self->used;
+    self->used += width;
+    return offset;
+}
+
+/* Read a contiguous tensor of a known dtype; a new reference to its Columns. */
+static PyObject *read_tensor(Reader *self, PyObject *x, long long slot, int dtype, int kind,
+                             int with_image)
+{
+    int64_t size = integer(call(x, word_numel)), width = size_at(x, kind == ROWS ? -1 : 1);
+    int64_t samples = kind == ROWS || size < 1 ? 0 : size_at(x, 0);
+    if (PyErr_Occurred())
+        return NULL;
+    if (size < 1 || width < 1)
+        Py_RETURN_NONE;
+    int64_t rows = size / width, threads = 1;
+    if (kind == ROWS)
+        samples = rows;
+    if (size >= THREADED)
+        threads = integer(PyObject_CallNoArgs(self->threads_of));
+    PyObject *image = NULL;
+    double *means = NULL;
+    if (with_image && kind == IMAGE) {
+        image = PyObject_CallFunction(self->image_of, "LL", (long long)width,
+                                      (long long)(rows / samples));
+        means = image ? (double *)(intptr_t)integer(call(image, word_data_ptr)) : NULL;
+    }
+    const char *data = (const char *)(intptr_t)integer(call(x, word_data_ptr));
+    int64_t offset = PyErr_Occurred() ? -1 : columns_for(self, width);
+    Columns *made = offset < 0 ? NULL : PyObject_New(Columns, (PyTypeObject *)self->columns_type);
+    if (!made) {
+        Py_XDECREF(image);
+        return NULL;
+    }
+    made->slot = slot, made->number = PyList_GET_SIZE(self->readings);
+    made->width = width, made->rows = rows, made->dtype = dtype, made->image = image;
+    /* Held while the lock may be released: another thread may take the page away. */
+    PyObject *page = Py_NewRef(self->page);
+    Source source = {data, dtype, samples, width, rows / samples};
+    if (PyList_Append(self->readings, (PyObject *)made) < 0
+        || read_source(&source, record(self->address, self->capacity, offset), means, threads))
+        Py_CLEAR(made);
+    Py_DECREF(page);
+    return (PyObject *)made;
+}
+
+PyDoc_STRVAR(look_doc,
+"look(tensor, slot, kind, image)\n--\n\n"
+"Columns of a tensor, read unless this thread did so just now; None where it cannot be read here\n"
+"or has no elements. kind: 0 for neurons in the last dimension, 1 for the second.");
+
+static PyObject *reader_look(Reader *self, PyObject *const *args, Py_ssize_t number)
+{
+    if (number != 4) {
+        PyErr_SetString(PyExc_TypeError, "expected tensor, slot, kind and image");
+        return NULL;
+    }
+    PyObject *x = args[0], *found = NULL;
+    long long slot = PyLong_AsLongLong(args[1]), kind = PyLong_AsLongLong(args[2]);
+    int with_image = PyObject_IsTrue(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    PyObject *base = PyObject_GetAttr(x, word_base);
+    if (!base)
+        return NULL;
+    PyObject *anchor = base == Py_None ? x : base;
+    long long place[5], version = integer(PyObject_GetAttr(x, word_version));
+    int known = version != -1; /* tensors made in inference mode have no version */
+    if (!known)
+        PyErr_Clear();
+    if (place_of(x, (int)kind, base != Py_None, place) < 0)
+        goto done;
+    if (known)
+        found = Py_XNewRef(recall(self, anchor, version, place));
+    if (found)
+        goto done;
+    int dtype = dtype_of(self, x);
+    if (dtype == -2)
+        goto done;
+    int dense = dtype < 0 ? 0 : is_true(call(x, word_is_contiguous));
+    if (dense < 0)
+        goto done;
+    if (!dense) {
+        found = Py_NewRef(Py_None);
+        goto done;
+    }
+    found = read_tensor(self, x, slot, dtype, (int)kind, with_image);
+    if (known && found && found != Py_None && remember(self, anchor, version, place, found) < 0)
+        Py_CLEAR(found);
+done:
+    Py_DECREF(base);
+    return found;
+}
+
+PyDoc_STRVAR(reader_read_doc,
+"read(tensor, slot, kind, image)\n--\n\n"
+"Columns of a contiguous tensor, read in any case; None where it cannot be read here.");
+
+static PyObject *reader_read(Reader *self, PyObject *const *args, Py_ssize_t number)
+{
+    if (number != 4) {
+        PyErr_SetString(PyExc_TypeError, "expected tensor, slot, kind and image");
+        return NULL;
+    }
+    long long slot = PyLong_AsLongLong(args[1]), kind = PyLong_AsLongLong(args[2]);
+    int with_image = PyObject_IsTrue(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    int dtype = dtype_of(self, args[0]);
+    int dense = dtype < 0 ? 0 : is_true(call(args[0], word_is_contiguous));
+    if (dtype == -2 || dense < 0)
+        return NULL;
+    if (!dense)
+        Py_RETURN_NONE;
+    return read_tensor(self, args[0], slot, dtype, (int)kind, with_image);
+}
+
+PyDoc_STRVAR(clear_doc,
+"clear()\n--\n\n"
+"Forget all readings. A single page is used again, several are given up.");
+
+static PyObject *reader_clear(Reader *self, PyObject *ignored)
+{
+    (void)ignored;
+    PyObject *readings = PyList_New(0), *pages = PyList_New(0);
+    if (!readings || !pages) {
+        Py_XDECREF(readings);
+        Py_XDECREF(pages);
+        return NULL;
+    }
+    self->used = 0;
+    Py_SETREF(self->readings, readings);
+    if (PyList_GET_SIZE(self->pages) > 1) {
+        Py_SETREF(self->pages, Py_NewRef(pages));
+        Py_CLEAR(self->page);
+    }
+    Py_DECREF(pages);
+    for (int i = 0; i < RECENT; i++) {
+        Py_CLEAR(self->recent[i].anchor);
+        Py_CLEAR(self->recent[i].found);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *dtypes, *layout, *types, *page_of, *image_of, *threads_of;
+    (void)kwargs;
+    if (!PyArg_ParseTuple(args, "O!OO!OOO", &PyTuple_Type, &dtypes, &layout, &PyTuple_Type, &types,
+                          &page_of, &image_of, &threads_of))
+        return NULL;
+    if (PyTuple_GET_SIZE(dtypes) != DTYPES || PyTuple_GET_SIZE(types) != 2) {
+        PyErr_SetString(PyExc_ValueError, "expected four dtypes and two types");
+        return NULL;
+    }
+    PyObject *module = PyType_GetModule(type);
+    Reader *self = module ? (Reader *)type->tp_alloc(type, 0) : NULL;
+    if (!self)
+        return NULL;
+    self->dtypes = Py_NewRef(dtypes);
+    self->layout = Py_NewRef(layout);
+    self->types = Py_NewRef(types);
+    self->page_of = Py_NewRef(page_of);
+    self->image_of = Py_NewRef(image_of);
+    self->threads_of = Py_NewRef(threads_of);
+    self->readings = PyList_New(0);
+    self->pages = PyList_New(0);
+    self->columns_type = PyObject_GetAttrString(module, "Columns");
+    if (!self->readings || !self->pages || !self->columns_type)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+/* What Python gives must not refer back to the reader: it takes no part in collecting cycles. */
+static void reader_free(Reader *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject *held[] = {self->dtypes, self->layout, self->types, self->page_of, self->image_of,
+                        self->threads_of, self->page, self->pages, self->readings,
+                        self->columns_type};
+    for (size_t i = 0; i < sizeof held / sizeof *held; i++)
+        Py_XDECREF(held[i]);
+    for (int i = 0; i < RECENT; i++) {
+        Py_XDECREF(self->recent[i].anchor);
+        Py_XDECREF(self->recent[i].found);
+    }
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef reader_methods[] = {
+    {"look", (PyCFunction)(void (*)(void))reader_look, METH_FASTCALL, look_doc},
+    {"read", (PyCFunction)(void (*)(void))reader_read, METH_FASTCALL, reader_read_doc},
+    {"clear", (PyCFunction)reader_clear, METH_NOARGS, clear_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef reader_members[] = {
+    {"readings", T_OBJECT_EX, offsetof(Reader, readings), READONLY, "Columns, in order."},
+    {"pages", T_OBJECT_EX, offsetof(Reader, pages), READONLY, "The records they lie in."},
+    {"used", T_LONGLONG, offsetof(Reader, used), READONLY, "Columns used of the last page."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot reader_slots[] = {
+    {Py_tp_doc, "Reads tensors into pages of columns: Reader(dtypes, layout, types, page_of,\n"
+                "image_of, threads_of)."},
+    {Py_tp_new, reader_new},
+    {Py_tp_dealloc, reader_free},
+    {Py_tp_methods, reader_methods},
+    {Py_tp_members, reader_members},
+    {0, NULL},
+};
+
+static PyType_Spec reader_spec = {
+    "shiftscope.tally._native.Reader", sizeof(Reader), 0, Py_TPFLAGS_DEFAULT, reader_slots,
+};
+
+/* -- the module ---------------------------------------------------------------------------------- */
 
 static PyMethodDef methods[] = {
     {"read", (PyCFunction)(void (*)(void))native_read, METH_FASTCALL, read_doc},
@@ -671,12 +543,33 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static int add_type(PyObject *module, const char *name, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    int failed = type ? PyModule_AddObjectRef(module, name, type) : -1;
+    Py_XDECREF(type);
+    return failed;
+}
+
+static int module_exec(PyObject *module)
+{
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (!*words[i].word && !(*words[i].word = PyUnicode_InternFromString(words[i].text)))
+            return -1;
+    if (add_type(module, "Columns", &columns_spec) < 0)
+        return -1;
+    return add_type(module, "Reader", &reader_spec);
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};
+
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_native",
     .m_doc = "Moments of the columns of dense tensors, in one pass over memory.",
     .m_size = 0,
     .m_methods = methods,
+    .m_slots = module_slots,
 };
 
 PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&module); }

@@ -1,3 +1,34 @@
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+class Columns:
+    slot: int
+    number: int
+    width: int
+    rows: int
+    dtype: int
+    image: Tensor | None
+
+class Reader:
+    readings: list[Columns]
+    pages: list[Any]
+    used: int
+    def __init__(
+        self,
+        dtypes: tuple[Any, ...],
+        layout: Any,
+        types: tuple[type, type],
+        page_of: Callable[[int], Any],
+        image_of: Callable[[int, int], Tensor],
+        threads_of: Callable[[], int],
+        /,
+    ) -> None: ...
+    def look(self, tensor: Tensor, slot: int, kind: int, image: bool, /) -> Columns | None: ...
+    def read(self, tensor: Tensor, slot: int, kind: int, image: bool, /) -> Columns | None: ...
+    def clear(self) -> None: ...
+
 def read(
     data: int,
     dtype: int,

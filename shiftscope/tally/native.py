@@ -1,9 +1,10 @@
 """Moments of many tensors in one table, read and merged by compiled code on the CPU.
 
 ``torch.var_mean`` and its kin read a CPU tensor at a tenth of the speed of memory, and every torch
-call costs microseconds. ``_native.c`` reads a dense tensor once and writes the moments of its
-columns to a :class:`Record`. It is an optional part: where it could not be built, or for tensors it
-does not take (:func:`takes`), other code does the same by torch functions.
+call costs microseconds. The compiled part reads a dense tensor once and writes the moments of its
+columns to a :class:`Record` (``_moments.c``); a reader keeps the books of a step (``_native.c``).
+It is optional: where it could not be built, or for tensors it does not take, other code does the
+same by torch functions.
 """
 
 from __future__ import annotations
@@ -20,30 +21,19 @@ try:
 except ImportError:  # no compiler where shiftscope was installed
     _native = None  # type: ignore[assignment]
 
-__all__ = ["CODES", "Record", "built", "read_columns", "takes"]
+__all__ = ["EPS", "Columns", "Reader", "Record", "built"]
 
-read_columns: Any = getattr(_native, "read", None)
-"""The compiled reader itself; :meth:`Record.read` is the same with its arguments checked."""
-CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-"""The dtypes it reads, by the numbers it knows them by."""
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+EPS = tuple(float(torch.finfo(dtype).eps) for dtype in _DTYPES)
+"""Relative spacing of the numbers of a dtype, by the number the compiled part knows it by."""
+
+Columns: Any = getattr(_native, "Columns", None)
+"""Where the moments of one tensor stand: ``slot, number, width, rows, dtype, image``."""
 
 
 def built() -> bool:
     """Whether the compiled part is there."""
     return _native is not None
-
-
-def takes(x: Tensor) -> bool:
-    """Whether the compiled reader can read a tensor: real numbers in memory of the CPU."""
-    kind = type(x)
-    return (
-        read_columns is not None
-        and (kind is Tensor or kind is torch.nn.Parameter)
-        and x.is_cpu
-        and x.dtype in CODES
-        and x.layout is torch.strided
-        and not (x.is_nested or x.is_neg())
-    )
 
 
 class Record:
@@ -54,15 +44,16 @@ class Record:
 
     Attributes:
         data: ``[3, capacity]`` float64: count, mean (NaN where the count is 0) and m2.
-        used: Columns written since the record was made or cleared.
+        capacity: Number of columns.
+        used: How many of them a reader wrote.
         address: Of the data.
     """
 
     __slots__ = ("address", "capacity", "data", "used")
 
     def __init__(self, capacity: int) -> None:
-        self.data = torch.zeros((3, max(1, capacity)), dtype=torch.float64)
         self.capacity, self.used = max(1, capacity), 0
+        self.data = torch.zeros((3, self.capacity), dtype=torch.float64)
         self.address = self.data.data_ptr()
 
     def read(
@@ -74,22 +65,26 @@ class Record:
         is 1e-7 of the mean or 1e-35 in size; float64 sums in float64.
 
         Args:
-            x: A contiguous tensor that :func:`takes` accepts, seen as ``[rows, width, run]``.
+            x: A contiguous tensor on the CPU of one of the four usual floating dtypes, seen as
+                ``[rows, width, run]``.
             offset: Place of its first column.
             rows: Number of rows.
             width: Number of columns.
             image: ``[width, run]`` float64, contiguous, for the means over rows at each place.
 
         Raises:
-            UsageError: ``x`` is not contiguous, or its size is none of rows of that width.
+            UsageError: ``x`` is not such a tensor.
             ValueError: The record has no such columns.
 
         Source: Chan, Golub, LeVeque (1983).
         """
-        run = x.numel() // (rows * width)
-        if not run or run * rows * width != x.numel() or not x.is_contiguous():
+        size, run = x.numel(), x.numel() // (rows * width)
+        if not (
+            x.is_cpu and x.dtype in _DTYPES and x.is_contiguous() and run * rows * width == size
+        ):
             raise UsageError(
-                f"a tensor of shape {tuple(x.shape)} is not contiguous [{rows}, {width}, run]",
+                f"a tensor of {x.dtype} and shape {tuple(x.shape)} is not contiguous "
+                f"[{rows}, {width}, run] on the CPU",
                 "Give x.contiguous() and its own sizes.",
             )
         place = 0
@@ -98,7 +93,7 @@ class Record:
                 raise UsageError("an image of another size", "Give [width, run] in float64.")
             place = image.data_ptr()
         _native.read(
-            x.data_ptr(), CODES[x.dtype], rows, width, run,
+            x.data_ptr(), _DTYPES.index(x.dtype), rows, width, run,
             self.address, self.capacity, offset, place, torch.get_num_threads(),
         )  # fmt: skip
 
@@ -120,3 +115,58 @@ class Record:
         _native.merge(
             self.address + 8 * offset, self.capacity, other.address, other.capacity, columns
         )
+
+
+class Reader:
+    """Reads the tensors of a step into pages of columns, each tensor once.
+
+    Attributes:
+        look: ``look(tensor, slot, kind, image) -> Columns``: read a contiguous tensor, unless this
+            thread just did; None for one that must be read otherwise, or has no elements. ``kind``
+            is 0 where neurons lie in the last dimension, 1 where they do in the second; with
+            ``image`` also the mean over samples at each position.
+        read: The same, in any case.
+    """
+
+    def __init__(self) -> None:
+        self._size = [2**14]
+        size = self._size  # no reference to self: the compiled reader does not collect cycles
+        self._native = _native.Reader(
+            _DTYPES,
+            torch.strided,
+            (Tensor, torch.nn.Parameter),
+            lambda width: Record(_next_size(size, width)),
+            lambda width, run: torch.empty((width, run), dtype=torch.float64),
+            torch.get_num_threads,
+        )
+        self.look, self.read = self._native.look, self._native.read
+
+    @property
+    def readings(self) -> list[Any]:
+        """What was read since the last :meth:`clear`, in order."""
+        return self._native.readings
+
+    @property
+    def used(self) -> int:
+        """Columns that were read into."""
+        return sum(used for _, used in self.pages())
+
+    def pages(self) -> list[tuple[Record, int]]:
+        """The records that hold the columns of all readings, in order, and how many of each."""
+        pages = self._native.pages
+        return [(page, page.used) for page in pages[:-1]] + [
+            (page, self._native.used) for page in pages[-1:]
+        ]
+
+    def clear(self) -> None:
+        """Forget all readings; the columns are used again."""
+        if len(self._native.pages) > 1:
+            self._size[0] = 2 * self.used
+        self._native.clear()
+
+
+def _next_size(size: list[int], width: int) -> int:
+    """Columns of a new page; the one after it will be twice as large."""
+    wanted = max(size[0], width)
+    size[0] = 2 * wanted
+    return wanted

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from shiftscope.errors import UsageError
 from shiftscope.tally import Moments
-from shiftscope.tally.native import Record, built, takes
+from shiftscope.tally.native import Reader, Record, built
 
 pytestmark = pytest.mark.skipif(
     not built(), reason="the compiled reader was not built: no C compiler at installation"
@@ -178,18 +180,131 @@ def test_what_does_not_fit_is_refused() -> None:
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_tensors_it_cannot_read() -> None:
-    x = torch.randn(3, 4)
+    x, reader = torch.randn(3, 4), Reader()
 
     class Own(Tensor):
         pass
 
-    assert takes(x)
-    assert takes(torch.nn.Parameter(x))
+    assert reader.look(x, 0, 0, False) is not None
+    assert reader.look(torch.nn.Parameter(x), 0, 0, False) is not None
     others = [
-        x.long(), x.to(torch.complex64), x.to_sparse(), x.to("meta"), x.as_subclass(Own),
+        x.long(), x.to(torch.complex64), x.to_sparse(), x.to("meta"), x.as_subclass(Own), x.t(),
         torch.nested.nested_tensor([x]), torch.randn(3, dtype=torch.complex64).conj().imag,
+        torch.empty(0, 4), torch.empty(4, 0),
     ]  # fmt: skip
-    assert not any(takes(other) for other in others)
+    for other in others:
+        assert reader.look(other, 0, 0, False) is None
+        assert reader.read(other, 0, 0, False) is None
+    assert len(reader.readings) == 2
+
+
+def columns_of(reader: Reader, found: Any) -> Tensor:
+    start = sum(r.width for r in reader.readings[: found.number])
+    pages = torch.cat([page.data[:, :used] for page, used in reader.pages()], dim=1)
+    return pages[:, start : start + found.width]
+
+
+@pytest.mark.parametrize("widths", [[3, 5, 4], [9000, 9000, 3, 40000]])
+def test_a_reader_keeps_the_columns_of_a_step_apart(widths: list[int]) -> None:
+    reader = Reader()
+    for _ in range(3):  # with pages of several sizes, and one that is used again
+        tensors = [torch.randn(6, width) for width in widths]
+        found = [reader.look(x, 7, 0, False) for x in tensors]
+        assert [(f.slot, f.number, f.width, f.rows) for f in found] == [
+            (7, k, width, 6) for k, width in enumerate(widths)
+        ]
+        for x, f in zip(tensors, found, strict=True):
+            torch.testing.assert_close(
+                columns_of(reader, f)[1].float(), x.mean(dim=0), rtol=1e-4, atol=1e-6
+            )
+        assert reader.used == sum(widths)
+        reader.clear()
+        assert reader.used == 0
+    assert len(reader.pages()) == 1
+
+
+def test_a_tensor_is_read_once() -> None:
+    reader, x = Reader(), torch.randn(8, 3, 4)
+    first = reader.look(x, 0, 0, False)
+    assert reader.look(x, 1, 0, False) is first
+    assert reader.look(x, 1, 1, False) is not first  # other neurons
+    flat = x.view(-1, 4)
+    seen = reader.look(flat, 2, 0, False)
+    assert reader.look(x.view(-1, 4), 2, 0, False) is seen  # another view of the same rows
+    assert reader.look(x.view(-1, 2), 2, 0, False) is not seen
+    assert reader.look(flat[1:], 2, 0, False) is not seen
+    x.add_(1)  # changed: the numbers are others now
+    assert reader.look(x, 0, 0, False) is not first
+    again = reader.look(x, 0, 0, False)
+    others: list[Any] = []
+    thread = threading.Thread(target=lambda: others.append(reader.look(x, 0, 0, False)))
+    thread.start()
+    thread.join()
+    assert others[0] is not again  # threads do not share what they read
+    reader.clear()
+    assert reader.look(x, 0, 0, False) is not again
+    assert len(reader.readings) == 1
+
+
+def test_inference_tensors_and_images_are_read() -> None:
+    reader = Reader()
+    with torch.inference_mode():
+        made = torch.randn(5, 3, 2, 2)
+    assert reader.look(made, 0, 1, False) is not reader.look(made, 0, 1, False)
+    x = made.clone()
+    image = reader.look(x, 0, 1, True).image
+    torch.testing.assert_close(image.float(), x.mean(dim=0).flatten(1), rtol=1e-5, atol=1e-6)
+    assert reader.look(x.clone(), 0, 1, False).image is None
+
+
+def test_a_reader_keeps_nothing_alive() -> None:
+    reader, x = Reader(), torch.randn(4, 3)
+    tensor, own = weakref.ref(x), weakref.ref(reader)
+    image = weakref.ref(reader.look(torch.randn(4, 3, 2), 0, 1, True).image)
+    reader.look(x, 0, 0, False)
+    before = sys.getrefcount(x)
+    for _ in range(100):
+        reader.look(x, 0, 0, False)
+        reader.read(x, 0, 0, False)
+    assert sys.getrefcount(x) == before
+    del x
+    assert tensor() is None
+    assert image() is not None
+    reader.clear()
+    assert image() is None
+    del reader
+    assert own() is None  # without the collector of cycles
+
+
+def test_arguments_of_another_kind_are_refused() -> None:
+    reader, x = Reader(), torch.randn(4, 3)
+    for arguments in ((), (x,), (x, 0, 0), (x, "0", 0, False), (x, 0, None, False)):
+        with pytest.raises(TypeError):
+            reader.look(*arguments)
+        with pytest.raises(TypeError):
+            reader.read(*arguments)
+    with pytest.raises(AttributeError):
+        reader.look(object(), 0, 0, False)
+
+
+def test_threads_read_at_the_same_time() -> None:
+    reader, tensors = Reader(), [torch.randn(300, 500) for _ in range(24)]
+    found: list[Any] = [None] * len(tensors)
+
+    def work(first: int) -> None:
+        for k in range(first, len(tensors), 4):
+            found[k] = reader.look(tensors[k], k, 0, False)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(f.number for f in found) == list(range(len(tensors)))
+    for x, f in zip(tensors, found, strict=True):
+        torch.testing.assert_close(
+            columns_of(reader, f)[1].float(), x.mean(dim=0), rtol=1e-4, atol=1e-6
+        )
 
 
 GUARDED = """
