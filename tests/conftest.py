@@ -1,10 +1,14 @@
 """Settings of all tests.
 
-One thread: the networks here are small, and more threads only wait for each other. Property tests
-draw the same examples in each run; ``HYPOTHESIS_PROFILE=explore`` draws new ones.
+One thread a process: the networks here are small, more threads only wait for each other, and what
+waits is counted as time used. Property tests draw the same examples in each run;
+``HYPOTHESIS_PROFILE=explore`` draws new ones.
 """
 
 import os
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")  # read once, when the libraries are loaded
 
 import torch
 from hypothesis import settings

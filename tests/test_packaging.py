@@ -27,7 +27,7 @@ COMPILED = "shiftscope/tally/_native."
 BUILT_FROM_SOURCE = ("pyproject.toml", "README.md", "shiftscope", "cli")
 EXPECTED = {
     "demo": 'python -m pip install -c constraints.txt ".[demo]" && shiftscope demo',
-    "test": 'python -m pip install -c constraints.txt -e ".[test]" && python -m pytest',
+    "test": 'python -m pip install -c constraints.txt -e ".[test]" && python -m pytest -n 2',
 }
 
 

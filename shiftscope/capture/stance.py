@@ -31,5 +31,5 @@ class Eager:
         """Give the claim back; idempotent."""
         with _LOCK:
             _HOLDERS.discard(id(self))
-            if not _HOLDERS and _STANCE:
+            if not _HOLDERS and _STANCE and not sys.is_finalizing():
                 _STANCE.pop().__exit__(None, None, None)

@@ -29,7 +29,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, run: Any = None) -> None:
-        self.run = wandb.run if run is None else run
+        self.run: Any = wandb.run if run is None else run
         if self.run is None:
             raise UsageError(
                 "no Weights & Biases run was started",

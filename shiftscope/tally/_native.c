@@ -192,7 +192,7 @@ static int64_t integer(PyObject *value)
 
 static PyObject *call(PyObject *x, PyObject *word) { return PyObject_CallMethodNoArgs(x, word); }
 
-/* Number of a tensor's dtype; -1 where it cannot be read, -2 with an exception set. */
+/* Number of the dtype of a tensor on the CPU; -1 where it cannot be read, -2 with an exception. */
 static int dtype_of(const Reader *self, PyObject *x)
 {
     PyObject *type = (PyObject *)Py_TYPE(x);
@@ -209,12 +209,11 @@ static int dtype_of(const Reader *self, PyObject *x)
         return -2;
     if (found < 0 || !strided)
         return -1;
-    int cpu = is_true(PyObject_GetAttr(x, word_is_cpu));
     int nested = is_true(PyObject_GetAttr(x, word_is_nested));
     int negated = is_true(call(x, word_is_neg));
-    if (cpu < 0 || nested < 0 || negated < 0)
+    if (nested < 0 || negated < 0)
         return -2;
-    return cpu && !nested && !negated ? found : -1;
+    return !nested && !negated ? found : -1;
 }
 
 static int64_t size_at(PyObject *x, Py_ssize_t dim)
@@ -379,7 +378,10 @@ static PyObject *reader_look(Reader *self, PyObject *const *args, Py_ssize_t num
     int with_image = PyObject_IsTrue(args[3]);
     if (PyErr_Occurred())
         return NULL;
-    PyObject *base = PyObject_GetAttr(x, word_base);
+    int cpu = is_true(PyObject_GetAttr(x, word_is_cpu));
+    if (!cpu)
+        Py_RETURN_NONE;
+    PyObject *base = cpu < 0 ? NULL : PyObject_GetAttr(x, word_base);
     if (!base)
         return NULL;
     PyObject *anchor = base == Py_None ? x : base;
@@ -425,7 +427,8 @@ static PyObject *reader_read(Reader *self, PyObject *const *args, Py_ssize_t num
     int with_image = PyObject_IsTrue(args[3]);
     if (PyErr_Occurred())
         return NULL;
-    int dtype = dtype_of(self, args[0]);
+    int cpu = is_true(PyObject_GetAttr(args[0], word_is_cpu));
+    int dtype = cpu > 0 ? dtype_of(self, args[0]) : cpu - 1;
     int dense = dtype < 0 ? 0 : is_true(call(args[0], word_is_contiguous));
     if (dtype == -2 || dense < 0)
         return NULL;
