@@ -6,8 +6,10 @@ Two measurements, each as the median over interleaved pairs of process CPU times
 * ``layer``: making the weight from its free parameters and its gradient back (``v -> W``, forward
   and backward through ``torch.nn.utils.parametrize``), divided by the plain ``nn.Linear``'s own
   forward and backward at batch 128;
-* ``step``: a whole training step of a sigmoid network with 50 hidden layers of 256 units, divided
-  by the plain network's.
+* ``step``: a whole training step of ``mlp`` of ``workloads.py`` (50 hidden layers of 256 sigmoid
+  units), divided by the plain network's. Every form starts from that network, its rows centred and
+  rescaled on one batch, and is constrained afterwards: with torch's default weights the gradients
+  would be denormal numbers, whose slow arithmetic would be timed in place of the constraint.
 
 An A/A row tells what the ratios of equal things read on the machine used. Beside other work the
 forms read higher: they move memory, the layer they are divided by computes. The dense basis is the
@@ -33,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from workloads import build
 
 from shiftscope.fix.lcw import LCW, LCWProjection
 from shiftscope.fix.subspace import embed
@@ -112,27 +115,16 @@ def layer_cost(m: int, out: int, form: str, pairs: int) -> dict[str, Any]:
     return ratio(weight, linear, pairs) | {"buffers_mb": held}
 
 
-def network(form: str) -> nn.Sequential:
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    inputs = 3072
-    for _ in range(50):
-        layers += [nn.Linear(inputs, 256), nn.Sigmoid()]
-        inputs = 256
-    net = nn.Sequential(*layers, nn.Linear(inputs, 10))
-    for layer in net if form in FORMS else ():
+def step_of(form: str) -> Callable[[], None]:
+    work = build("mlp")
+    for layer in work.model.children() if form in FORMS else ():
         if isinstance(layer, nn.Linear):
             parametrize.register_parametrization(layer, "weight", FORMS[form](Unroll.of(layer)))
-    return net
-
-
-def step_of(net: nn.Module) -> Callable[[], None]:
-    x, y = torch.randn(BATCH, 3072), torch.randint(10, (BATCH,))
-    sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    sgd = torch.optim.SGD(work.model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
 
     def step() -> None:
         sgd.zero_grad()
-        F.cross_entropy(net(x), y).backward()
+        F.cross_entropy(work.model(work.x), work.y).backward()
         sgd.step()
 
     return step
@@ -146,10 +138,10 @@ def measure(pairs: int, dense_limit: int) -> list[dict[str, Any]]:
             if form != "dense" or m <= dense_limit:
                 found = layer_cost(m, out, form, few)
                 rows.append({"what": "layer", "form": form, "m": m, "out": out} | found)
-    plain = step_of(network("plain"))
+    plain = step_of("plain")
     for form in ("A/A", *FORMS):
         few = max(3, pairs // 5)
-        found = ratio(step_of(network(form)), plain, few, calls=1)
+        found = ratio(step_of(form), plain, few, calls=1)
         rows.append({"what": "step", "form": form, "m": 256, "out": 256} | found)
     return rows
 

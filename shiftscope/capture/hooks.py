@@ -53,19 +53,26 @@ class _Hook:
 
 
 class Enter(_Hook):
-    """Forward pre-hook: a module begins."""
+    """Forward pre-hook: a module begins.
 
-    __slots__ = ("_fast", "_path")
+    Args:
+        attachment: Whom to tell.
+        path: Name of the module.
+        fast: Whether it may take a fused kernel that a mode would keep it from.
+        single: Whether its call ends with its first op, so that no hook tells of its end.
+    """
 
-    def __init__(self, attachment: Any, path: str, fast: bool) -> None:
+    __slots__ = ("fast", "path", "single")
+
+    def __init__(self, attachment: Any, path: str, fast: bool, single: bool) -> None:
         super().__init__(attachment)
-        self._path, self._fast = path, fast
+        self.path, self.fast, self.single = path, fast, single
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Tell the attachment, if it still exists."""
         attachment = self._attachment()
         if attachment is not None:
-            attachment.enter(module, self._path, args, kwargs, self._fast)
+            attachment.enter(self, module, args, kwargs)
 
 
 class Leave(_Hook):

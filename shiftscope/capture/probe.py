@@ -27,8 +27,16 @@ from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
 from shiftscope.capture.recorder import Recorder, SiteState
 from shiftscope.capture.sites import Frame, Names
 
-__all__ = ["Attachment"]
+__all__ = ["SINGLE", "Attachment"]
 
+SINGLE = frozenset(
+    {
+        *(nn.Linear, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh),
+        *(nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Softplus, nn.SELU, nn.LogSigmoid),
+    }
+)
+"""Modules whose forward is a single function that has a handler, and nothing after it: while
+another module runs around them their end needs no hook of its own."""
 Handler = Callable[[Any, Frame, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -78,12 +86,11 @@ class Attachment:
                 if isinstance(module, torch.jit.ScriptModule):
                     self.gap(path, "a TorchScript module: no hook and no mode sees its inside")
                     continue
-                self._handles += [
-                    module.register_forward_pre_hook(
-                        Enter(self, path, _fast_path(module)), with_kwargs=True
-                    ),
-                    module.register_forward_hook(Leave(self), always_call=True),
-                ]
+                single = type(module) in SINGLE and not module._forward_hooks
+                enter = Enter(self, path, _fast_path(module), single)
+                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                if not single:
+                    self._wait_for_end(module)
         except BaseException:
             self.detach()
             raise
@@ -117,9 +124,12 @@ class Attachment:
         with self._lock:
             self.gaps.setdefault((path, reason))
 
+    def _wait_for_end(self, module: nn.Module) -> None:
+        self._handles.append(module.register_forward_hook(Leave(self), always_call=True))
+
     # -- the stack of running modules ---------------------------------------------------------
 
-    def enter(self, module: nn.Module, path: str, args: Any, kwargs: Any, fast: bool) -> None:
+    def enter(self, hook: Enter, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A module begins its forward."""
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return
@@ -131,22 +141,26 @@ class Attachment:
         if stack and module is self._model() and not is_running(module):
             self._unwind(run)  # an interrupt, which runs no forward hook, left these behind
         if not stack:
+            if hook.single:  # nobody around it would clear up behind it
+                hook.single = False
+                self._wait_for_end(module)
             self._begin(run, args, kwargs)
-        recorder = run.recorder
+        recorder, path = run.recorder, hook.path
         if recorder is None:
             stack.append(Frame(path, module))
             return
-        plans = recorder.plans
-        if plans is None:
-            stack.append(Frame(path, module))
-        else:
+        known, plans = None, recorder.plans
+        if plans is not None:
             known = plans.get(path)
             if known is None:
                 known = plans.setdefault(path, [])
-            stack.append(Frame(path, module, plans=known))
+        frame = Frame(path, module, plans=known)
+        frame.single = hook.single
+        stack.append(frame)
         if not run.recomputing:
             self.called.add(path)
-        if fast and self.choose is not None and run.paused is None and _takes_fast_path(module):
+        fast = hook.fast and self.choose is not None and run.paused is None
+        if fast and _takes_fast_path(module):
             self._pause(run, module, path)
 
     def leave(self, module: nn.Module) -> None:
@@ -260,11 +274,12 @@ class Attachment:
         if reason is not None:
             self.gap(frame.path, reason)
             return func(*args, **kwargs)
-        inner = Frame(frame.path, frame.module, frame.counts, dict(fused.labels), fused.pooled)
+        labels = dict(fused.labels)
+        inner = Frame(frame.path, frame.module, frame.counts, labels, fused.pooled)
         run.stack.append(inner)
         try:
             with _Mode(self._handlers, run):
-                return fused.run(func, args, kwargs, inner.label)
+                return fused.run(func, args, kwargs, labels)
         finally:
             run.stack.remove(inner)
 
@@ -315,18 +330,30 @@ class _Mode(TorchFunctionMode):
         if handler is None:
             return func(*args, **kwargs) if kwargs else func(*args)
         run, kwargs = self._run, kwargs or {}
-        if not run.stack:
+        stack = run.stack
+        if not stack:
             return func(*args, **kwargs)
-        frame = run.stack[-1]
-        plans, index = frame.plans, frame.index
-        if plans is not None:
-            frame.index = index + 1
-            plan = plans[index] if index < len(plans) else None
-            if plan is not None and not run.recomputing and plan.fits(func, args, kwargs):
-                if plan.count is not None:
-                    frame.counts[plan.count[0]] = plan.count[1]
-                return plan.run(run.recorder, run.where, args, kwargs)
-        return handler(run, frame, func, args, kwargs)
+        frame = stack[-1]
+        try:
+            return _run_op(run, frame, handler, func, args, kwargs)
+        finally:
+            if frame.single and stack and stack[-1] is frame:
+                del stack[-1]
+
+
+def _run_op(
+    run: _Run, frame: Frame, handler: Handler, func: Any, args: tuple[Any, ...], kwargs: Any
+) -> Any:
+    """By the plan of the op, if it is the one that is known at this place; else by its handler."""
+    plans, index = frame.plans, frame.index
+    if plans is not None:
+        frame.index = index + 1
+        plan = plans[index] if index < len(plans) else None
+        if plan is not None and not run.recomputing and plan.fits(func, args, kwargs):
+            if plan.count is not None:
+                frame.counts[plan.count[0]] = plan.count[1]
+            return plan.run(run.recorder, run.where, args, kwargs)
+    return handler(run, frame, func, args, kwargs)
 
 
 def _fast_path(module: nn.Module) -> bool:

@@ -47,15 +47,17 @@ class Frame:
         pooled: Whether further calls of one label are the same place (time steps of a loop).
         plans: What is known of the ops of this module from earlier calls, in order.
         index: Number of the next op.
+        single: Whether the call ends with its first op.
     """
 
     path: str
     module: nn.Module
     counts: dict[str, int] = field(default_factory=dict)
-    label: dict[str, str] = field(default_factory=dict)
+    label: dict[str, str] | None = None
     pooled: bool = False
     plans: list[Any] | None = None
     index: int = 0
+    single: bool = False
 
 
 class Names:
@@ -114,7 +116,7 @@ class Names:
         return _derived_from_parameter(tensor)
 
     def _function(self, frame: Frame, op: str) -> str:
-        label = frame.label.get(op, op)
+        label = frame.label.get(op, op) if frame.label else op
         if frame.pooled:
             return f"{frame.path}:{label}"
         count = frame.counts[label] = frame.counts.get(label, 0) + 1

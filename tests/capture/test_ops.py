@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import activation
+from torch.overrides import TorchFunctionMode
 
 import shiftscope as ss
+from shiftscope.capture.activation_ops import ACTIVATION_OPS
+from shiftscope.capture.linear_ops import LINEAR_OPS
+from shiftscope.capture.probe import SINGLE
 
 # What torch calls activations, and is none of a single tensor.
 NOT_ACTIVATIONS = {"MultiheadAttention", "Softmax2d"}
@@ -280,3 +285,55 @@ def test_an_exported_program_has_the_names_of_the_original() -> None:
     assert list(got.records) == list(want.records) == ["stem", ":relu", "head"]
     np.testing.assert_allclose(got.neurons.z_var, want.neurons.z_var, rtol=1e-6)
     np.testing.assert_allclose(got.neurons.grad_z_var, want.neurons.grad_z_var, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", sorted(SINGLE, key=lambda kind: kind.__name__))
+def test_a_module_that_ends_with_its_op_runs_no_other(kind: type[nn.Module]) -> None:
+    """These get no hook at their end: their forward must be one function that has a handler."""
+    seen: list[Any] = []
+
+    class Log(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    module = nn.Linear(3, 3) if kind is nn.Linear else kind()
+    x = torch.randn(2, 3)
+    with Log():
+        module(x)
+    assert len(seen) == 1
+    assert seen[0] in LINEAR_OPS or seen[0] in ACTIVATION_OPS
+
+
+@pytest.mark.parametrize("how", ["alone", "inside", "raising", "hooked"])
+def test_leaf_modules_leave_nothing_behind(how: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.act, self.last = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.act(self.first(x))
+            if how == "raising" and self.training:
+                with contextlib.suppress(RuntimeError):
+                    self.last(x)  # of another width: its op never ends
+                h = torch.tanh(h)
+            return self.last(h)  # type: ignore[no-any-return]
+
+    net = Net()
+    if how == "hooked":
+        net.first.register_forward_hook(lambda *_: ([torch.sigmoid(torch.zeros(2))], None)[1])
+    with ss.watch(net, every=1) as probe:
+        for _ in range(3):
+            if how == "alone":
+                net.last(net.act(net.first(torch.randn(5, 3)))).sum().backward()
+            else:
+                net(torch.randn(5, 3)).sum().backward()
+            assert torch._C._len_torch_function_stack() == 0
+            torch.relu(torch.zeros(2))  # outside of the model: no site
+            probe.step()
+        found = set(probe.snapshot().records)
+    extra = {"raising": {":tanh"}, "hooked": {"first:sigmoid"}}.get(how, set())
+    assert found == {"first", "act", "last"} | extra
