@@ -29,10 +29,10 @@
 #define INLINE static inline __attribute__((always_inline))
 
 #define LANES 16
-#define TILE 512               /* columns whose sums stay in the first-level cache */
+#define TILE 1024              /* columns whose sums stay near the processor */
 #define BLOCK 32               /* additions in single precision, one after the other */
 #define AHEAD 1024             /* elements of a run that are asked for before they are read */
-#define SHORT 512              /* runs below this are read as columns */
+#define SHORT 64               /* runs below this are read as columns */
 #define PER_THREAD (1 << 18)   /* elements that are worth a thread of their own */
 #define MAX_THREADS 64
 #define LEAST 1e-28            /* a mean square below this may have lost squares to underflow */
@@ -278,6 +278,44 @@ WIDEST static int run_single(const float *x, int64_t n, float pivot, double *fir
     return !(bits & 0x7fffffffu) || (square > LEAST * (double)n && square < MOST);
 }
 
+/* Four runs of one column at a time: as many streams keep memory busier than one. */
+WIDEST static int four_runs(const float *x, int64_t stride, int64_t n, float pivot, double *first,
+                            double *second)
+{
+    Bits any = {0};
+    double sum = 0.0, square = 0.0;
+    const float *row[4] = {x, x + stride, x + 2 * stride, x + 3 * stride};
+    int64_t i = 0;
+    while (i + LANES <= n) {
+        Floats s[4] = {{0}}, q[4] = {{0}};
+        int64_t end = i + LANES * BLOCK < n ? i + LANES * BLOCK : n;
+        for (; i + LANES <= end; i += LANES)
+            for (int k = 0; k < 4; k++) {
+                __builtin_prefetch(row[k] + i + AHEAD);
+                add_floats(*(const Floats *)(row[k] + i) - pivot, &s[k], &q[k], &any);
+            }
+        s[0] = (s[0] + s[1]) + (s[2] + s[3]);
+        q[0] = (q[0] + q[1]) + (q[2] + q[3]);
+        for (int k = 0; k < LANES; k++) {
+            sum += (double)s[0][k];
+            square += (double)q[0][k];
+        }
+    }
+    uint32_t bits = 0;
+    for (int k = 0; k < LANES; k++)
+        bits |= any[k];
+    for (; i < n; i++)
+        for (int k = 0; k < 4; k++) {
+            float d = row[k][i] - pivot;
+            sum += (double)d;
+            square += (double)d * (double)d;
+            bits |= to_bits(d);
+        }
+    *first += sum;
+    *second += square;
+    return !(bits & 0x7fffffffu) || (square > LEAST * (double)(4 * n) && square < MOST);
+}
+
 WIDEST static void run_float(const float *x, int64_t n, double pivot, double *first, double *second)
 {
     Doubles s = {0}, q = {0};
@@ -381,14 +419,34 @@ static Sums part_of(Sums sums, int64_t column)
     return (Sums){sums.pivot + column, sums.first + column, sums.second + column};
 }
 
+/* Sums of all columns over the runs of rows [begin, end), four rows at a time where they can be. */
+static void sums_of_runs(const Source *x, int64_t begin, int64_t end, Sums to)
+{
+    int64_t stride = x->width * x->run;
+    for (int64_t row = begin; row < end;) {
+        int64_t rows = x->dtype == FLOAT32 && row + 4 <= end ? 4 : 1;
+        for (int64_t c = 0; c < x->width; c++) {
+            int64_t start = row * stride + c * x->run;
+            double *first = to.first + c, *second = to.second + c, s = *first, q = *second;
+            if (rows == 4) {
+                const float *data = (const float *)x->data + start;
+                if (four_runs(data, stride, x->run, (float)to.pivot[c], first, second))
+                    continue;
+                *first = s;
+                *second = q;
+            }
+            for (int64_t k = 0; k < rows; k++)
+                run(x, start + k * stride, x->run, to.pivot[c], first, second);
+        }
+        row += rows;
+    }
+}
+
 /* Sums of all columns over rows [begin, end). */
 static void sums_over_rows(const Source *x, int64_t begin, int64_t end, Sums to)
 {
     if (x->run > 1) {
-        for (int64_t row = begin; row < end; row++)
-            for (int64_t c = 0; c < x->width; c++)
-                run(x, (row * x->width + c) * x->run, x->run, to.pivot[c], to.first + c,
-                    to.second + c);
+        sums_of_runs(x, begin, end, to);
         return;
     }
     for (int64_t left = 0; left < x->width; left += TILE) {
