@@ -40,13 +40,14 @@ class MeanImages:
         """Add the mean image of one batch; one that is not finite throughout is left out."""
         mean = mean.double()
         finite = torch.isfinite(mean.sum())
-        image = torch.where(finite, mean, 0.0).mul_(samples)
+        if finite.device.type != "cpu" or not bool(finite):  # a device is not waited for
+            mean = torch.where(finite, mean, 0.0)
         key = (state.info.site, tuple(mean.shape))
         known = self._sums.get(key)
         if known is None:
-            self._sums[key] = _Sum(state, op, image, finite * float(samples))
+            self._sums[key] = _Sum(state, op, mean * samples, finite * float(samples))
         else:
-            known.total.add_(image)
+            known.total.add_(mean, alpha=samples)
             known.samples = known.samples + finite * float(samples)
 
     def hand_out(self) -> None:

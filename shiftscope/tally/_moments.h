@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+#pragma GCC visibility push(hidden) /* no name of these meets one of another library */
+
 enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16, DTYPES };
 
 /* A tensor seen as [rows, width, run]: `width` columns, `run` neighbouring elements of each. */
@@ -25,5 +27,7 @@ int read_moments(const Source *x, Moments to, double *image, int64_t threads);
 
 /* Merge the moments of other rows of the same columns. */
 void merge_moments(int64_t columns, Moments to, Moments from);
+
+#pragma GCC visibility pop
 
 #endif
