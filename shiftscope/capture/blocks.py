@@ -123,7 +123,7 @@ class Block:
     def _factor(self, shrink: Tensor | None, inverse: Tensor | None) -> Tensor | None:
         if inverse is None:
             return shrink
-        scale = torch.where(self._gradient > 0, inverse, 1.0)
+        scale = torch.where(self._gradient > 0, inverse.to(self._gradient.device), 1.0)
         return scale if shrink is None else scale * shrink
 
     def _merge(self, rows: Tensor, mean: Tensor, variance: Tensor) -> None:

@@ -54,30 +54,32 @@ class CompiledReader(Reader):
         Yields:
             Accumulators of earlier steps of another structure, which are closed now.
         """
+        readings, pages = self.take()
         # Not what another thread read before the last merging and wrote down after it.
-        known = [(slot, r.number) for slot, r in writes if self._holds(r)]
+        known = [(slot, r.number) for slot, r in writes if _holds(readings, r)]
         if known:
             slots, numbers = zip(*known, strict=True)
             key: Structure = (slots, numbers)
-            totals, readings = self._totals, self.readings
+            totals = self._totals
             if totals is None or not totals.fits(key, readings):
+                self._totals = None
                 if totals is not None:
                     yield totals
                 flags = [False] * len(readings)
                 for slot, number in known:
                     flags[number] |= gradient[slot]
                 totals = self._totals = Totals(key, readings, flags)
-            totals.add(self.pages(), readings, inverse)
-        self.clear()
+            totals.add(pages, readings, inverse)
+        self.give_back(pages)
 
     def close(self) -> Totals | None:
         """The accumulators of the steps so far; new ones begin."""
         totals, self._totals = self._totals, None
         return totals
 
-    def _holds(self, reading: Any) -> bool:
-        number, readings = reading.number, self.readings
-        return number < len(readings) and readings[number] is reading
+
+def _holds(readings: Sequence[Any], reading: Any) -> bool:
+    return reading.number < len(readings) and readings[reading.number] is reading
 
 
 class Totals:
@@ -93,15 +95,18 @@ class Totals:
         self.key = key
         self._widths = [reading.width for reading in readings]
         self._eps = [EPS[reading.dtype] for reading in readings]
+        self._shapes = list(zip(self._widths, self._eps, strict=True))
         self._ends = list(accumulate(self._widths))
         self._record = Record(self._ends[-1])
         self._rows = [0] * len(readings)
-        flags = torch.tensor(gradient, dtype=torch.float64)
-        self._gradient = flags.repeat_interleave(torch.tensor(self._widths)) > 0
+        flags = torch.tensor(gradient, dtype=torch.float64, device="cpu")
+        widths = torch.tensor(self._widths, device="cpu")
+        self._gradient = flags.repeat_interleave(widths) > 0
 
     def fits(self, key: Structure, readings: Sequence[Any]) -> bool:
         """Whether a step has this structure."""
-        return self.key == key and [r.width for r in readings] == self._widths
+        shapes = [(r.width, EPS[r.dtype]) for r in readings]
+        return self.key == key and shapes == self._shapes
 
     def add(
         self,
@@ -116,7 +121,9 @@ class Totals:
             readings: Its readings.
             inverse: One over the loss scale, or None.
         """
-        factor = None if inverse is None else torch.where(self._gradient, inverse, 1.0)
+        factor = None
+        if inverse is not None:
+            factor = torch.where(self._gradient, inverse.to("cpu"), 1.0)
         start = 0
         for page, used in pages:
             if factor is not None:

@@ -136,7 +136,9 @@ class Ledger(Recorder):
         else:
             # Views of one base are distinct objects that may hold the same rows.
             width = tensor.shape[-1 if kind == ROWS else (1 if kind == IMAGE else dim)]
-            place = (tensor.storage_offset(), tensor.numel(), tensor.stride()[-1], kind, width)
+            dense = tensor.is_contiguous()
+            place = (kind, width, tensor.storage_offset(), tensor.numel())
+            place += () if dense else (tensor.shape, tensor.stride())
         recent = self._local.recent
         for entry in reversed(recent):
             if entry[0]() is anchor and entry[1] == version and entry[2] == place:

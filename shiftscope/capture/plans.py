@@ -161,14 +161,15 @@ class LinearPlan(_Plan):
         """Put a hook where the gradients of this call pass; whether it is to be counted."""
         shared = x.requires_grad
         if type(node) is self.direct and (self.index >= 0 or not shared):
-            node.register_hook(_CoreHook(recorder, self, shared))
+            node.register_hook(_CoreHook(recorder, self, self.index if shared else -1))
             return True
-        edge = edge_of(x)
-        core = node
+        edge, core = edge_of(x), node
         for _ in range(self.depth):
-            core = core.next_functions[0][0]
-        if core.name() == self.core and (edge is None or self._leads_to(core, edge)):
-            core.register_hook(_CoreHook(recorder, self, shared))
+            below = core.next_functions if core is not None else ()
+            core = below[0][0] if below else None
+        known = core is not None and core.name() == self.core
+        if known and (edge is None or self._leads_to(core, edge)):
+            core.register_hook(_CoreHook(recorder, self, self.index if shared else -1))
             return True
         weight = self.weight()
         op = replace(self.op, x=x, weight=self.op.weight if weight is None else weight)
@@ -213,18 +214,19 @@ class LinearPlan(_Plan):
 class _CoreHook:
     """Post hook on the node of a product: the gradient of z, and the own share at the input."""
 
-    __slots__ = ("epoch", "fired", "plan", "recorder", "shared")
+    __slots__ = ("epoch", "fired", "index", "plan", "recorder")
 
-    def __init__(self, recorder: LeanRecorder, plan: LinearPlan, shared: bool) -> None:
+    def __init__(self, recorder: LeanRecorder, plan: LinearPlan, index: int) -> None:
         self.recorder, self.epoch = recorder.itself, recorder.epoch
-        self.plan, self.shared, self.fired = plan, shared, False
+        # The index of this very call: the plan may learn another one before the backward pass.
+        self.plan, self.index, self.fired = plan, index, False
 
     def __call__(self, grad_inputs: Any, grad_outputs: Any) -> None:
         recorder, grad = self.recorder(), grad_outputs[0]
         if recorder is None or grad is None or recorder.epoch != self.epoch:
             return
-        plan, shared = self.plan, self.shared
-        share = grad_inputs[plan.index] if shared else None
+        plan, shared = self.plan, self.index >= 0
+        share = grad_inputs[self.index] if shared else None
         recorder.arrived(plan.state, shared, share is not None, self.fired)
         self.fired = True
         recorder.take(plan.grad_z if shared else plan.grad_alone, grad, plan.z_kind)
@@ -305,7 +307,9 @@ class ActivationPlan(_Plan):
     def learn(self, x: Tensor, out: Tensor, edge: Any) -> None:
         """Find where the gradients of this op pass."""
         node = out.grad_fn
-        own = node is not None and node.next_functions and node.next_functions[0] == edge
+        # softsign and tanhshrink reach their input by several paths: the node has one share only.
+        places = find_hits(out, edge).places if node is not None else ()
+        own = len(places) == 1 and places[0][0] is node and places[0][1] == 0
         self.direct = type(node) if own else None
         self.in_place = out is x
 

@@ -86,7 +86,8 @@ class Attachment:
                 if isinstance(module, torch.jit.ScriptModule):
                     self.gap(path, "a TorchScript module: no hook and no mode sees its inside")
                     continue
-                single = type(module) in SINGLE and not module._forward_hooks
+                patched = module._forward_hooks or "forward" in module.__dict__
+                single = type(module) in SINGLE and not patched
                 enter = Enter(self, path, _fast_path(module), single)
                 self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
                 if not single:
@@ -331,7 +332,7 @@ class _Mode(TorchFunctionMode):
             return func(*args, **kwargs) if kwargs else func(*args)
         run, kwargs = self._run, kwargs or {}
         stack = run.stack
-        if not stack:
+        if not stack or torch._C._functorch.peek_interpreter_stack() is not None:
             return func(*args, **kwargs)
         frame = stack[-1]
         try:

@@ -25,7 +25,7 @@ __all__ = ["coordinates", "embed", "project", "unit"]
 _HALVES = (torch.float16, torch.bfloat16)
 _CACHE = 2**19
 """Bytes of a piece that lies, with what is made of it, in the second-level cache of one core."""
-_FEW = 8
+_MANY = 8
 """Fewer pieces than this cost more calls than they save memory traffic."""
 
 
@@ -60,11 +60,10 @@ def coordinates(w: Tensor, normal: Tensor | None = None) -> Tensor:
         Shape ``(..., m − 1)``, dtype of ``w``.
     """
     wide = _wide(w)
-    first, rest = wide[..., :1], wide[..., 1:]
+    first, rest = wide.tensor_split((1,), -1)  # one call, for two indexings
     if normal is None:
         m = w.shape[-1]
-        # the sum of whole rows, which lie aligned, holds the first entry once already
-        total = torch.add(wide.sum(-1, keepdim=True), first, alpha=math.sqrt(m))
+        total = wide.sum(-1, keepdim=True).add_(first, alpha=math.sqrt(m))
         v = torch.sub(rest, total, alpha=_weight(m))
     else:
         n = normal.to(wide.dtype)
@@ -142,21 +141,23 @@ def _embed(v: Tensor, normal: Tensor | None) -> Tensor:
 def _embed_in_place(v: Tensor) -> Tensor:
     """Write the ones case straight into its result, without a temporary (eager only)."""
     w = v.new_empty((*v.shape[:-1], v.shape[-1] + 1))
-    first, weight = w[..., :1], _weight(w.shape[-1])
-    for part, head, rest in _pieces(v, first, w[..., 1:]):
-        torch.sub(part, part.sum(-1, keepdim=True), alpha=weight, out=rest)
-        # −Σ rest equals −t, and closes the sum to its own rounding whatever v is
-        torch.sum(rest, -1, keepdim=True, out=head)
+    first, rest = w.tensor_split((1,), -1)
+    weight = _weight(w.shape[-1])
+    large = v.nbytes >= _MANY * _CACHE
+    for part, head, tail in _pieces(v, first, rest) if large else ((v, first, rest),):
+        torch.sub(part, part.sum(-1, keepdim=True), alpha=weight, out=tail)
+        # −Σ tail equals −t, and closes the sum to its own rounding whatever v is
+        torch.sum(tail, -1, keepdim=True, out=head)
     first.neg_()
     return w
 
 
 def _pieces(v: Tensor, first: Tensor, rest: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """Cut along the first dimension, so that main memory is read and written once on the CPU."""
-    size, piece = v.numel() * v.element_size(), _CACHE * torch.get_num_threads()
-    if size < _FEW * piece or v.ndim < 2 or not v.is_cpu:
+    piece = _CACHE * torch.get_num_threads()
+    if v.nbytes < _MANY * piece or v.ndim < 2 or not v.is_cpu:
         return ((v, first, rest),)
-    rows = max(1, v.shape[0] * piece // size)
+    rows = max(1, v.shape[0] * piece // v.nbytes)
     return zip(v.split(rows), first.split(rows), rest.split(rows), strict=True)
 
 

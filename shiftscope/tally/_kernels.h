@@ -10,7 +10,7 @@
 /* One binary serves all processors: the loader takes the widest clone that the machine runs. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
 #pragma GCC optimize("O3", "no-math-errno", "no-trapping-math")
-#define WIDEST __attribute__((target_clones("avx512f", "avx2,fma", "default")))
+#define WIDEST __attribute__((target_clones("avx512f", "arch=haswell", "default")))
 #else
 #define WIDEST
 #endif

@@ -20,6 +20,7 @@
 #define SHORT 64             /* runs below this are read as columns */
 #define PER_THREAD (1 << 18) /* elements that are worth a thread of their own */
 #define MAX_THREADS 64
+#define CANCELLED 0.1        /* a variance below this share of the mean square about the pivot */
 
 /* -- sums of a tensor ---------------------------------------------------------------------------- */
 
@@ -99,11 +100,12 @@ static void finite_only(const Source *x, int64_t c, Moments to)
     double m2 = count ? second - first * first / (double)count : 0.0;
     to.count[c] = (double)count;
     to.mean[c] = count ? pivot + first / (double)count : NAN;
-    to.m2[c] = m2 > 0.0 ? m2 : 0.0;
+    to.m2[c] = m2 > 0.0 || m2 != m2 ? m2 : 0.0;
 }
 
-/* Number of columns whose moments are not finite. */
-WIDEST static int64_t all_rows(double rows, int64_t width, Sums sums, Moments to)
+/* Moments of all columns; number of those that have to be read again: what is not finite, and what
+   was summed in single precision about a pivot so far off that the difference lost its digits. */
+WIDEST static int64_t all_rows(double rows, int64_t width, double cancelled, Sums sums, Moments to)
 {
     const double *pivot = sums.pivot, *first = sums.first, *second = sums.second;
     double *restrict count = to.count, *restrict mean = to.mean, *restrict m2 = to.m2;
@@ -114,15 +116,17 @@ WIDEST static int64_t all_rows(double rows, int64_t width, Sums sums, Moments to
         count[c] = rows;
         mean[c] = pivot[c] + first[c] * each;
         m2[c] = square > 0.0 ? square : 0.0;
-        bad += !((fabs(mean[c]) <= DBL_MAX) & (fabs(square) <= DBL_MAX));
-        m2[c] = square == square ? m2[c] : square;
+        double lost = (second[c] > 0.0) & (square < cancelled * second[c]) ? NAN : 0.0;
+        m2[c] = square == square ? m2[c] + lost : square;
+        bad += !((fabs(mean[c]) <= DBL_MAX) & (fabs(m2[c]) <= DBL_MAX));
     }
     return bad;
 }
 
 static void finish(const Source *x, Sums sums, Moments to)
 {
-    if (!all_rows((double)(x->rows * x->run), x->width, sums, to))
+    double rows = (double)(x->rows * x->run);
+    if (!all_rows(rows, x->width, x->dtype == FLOAT64 ? 0.0 : CANCELLED, sums, to))
         return;
     for (int64_t c = 0; c < x->width; c++)
         if (!isfinite(to.mean[c]) || !isfinite(to.m2[c]))

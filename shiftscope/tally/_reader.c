@@ -70,7 +70,7 @@ typedef struct {
     int64_t address, capacity;
     long long used;
     Entry recent[RECENT];
-    int next;
+    int next, busy; /* busy: reads under way, some perhaps without the interpreter lock */
 } Reader;
 
 static PyObject *word_is_cpu, *word_dtype, *word_layout, *word_is_nested, *word_is_neg, *word_numel,
@@ -249,6 +249,8 @@ static PyObject *read_tensor(Reader *self, PyObject *x, long long slot, int dtyp
         samples = rows;
     if (size >= THREADED)
         threads = integer(PyObject_CallNoArgs(self->threads_of));
+    if (PyErr_Occurred())
+        return NULL;
     PyObject *image = NULL;
     double *means = NULL;
     if (with_image && kind == IMAGE) {
@@ -256,7 +258,11 @@ static PyObject *read_tensor(Reader *self, PyObject *x, long long slot, int dtyp
                                       (long long)(rows / samples));
         means = image ? (double *)(intptr_t)integer(call(image, word_data_ptr)) : NULL;
     }
-    const char *data = (const char *)(intptr_t)integer(call(x, word_data_ptr));
+    const char *data = (const char *)(intptr_t)(image || !with_image || kind != IMAGE
+                                                    ? integer(call(x, word_data_ptr))
+                                                    : 0);
+    if (!PyErr_Occurred() && (!data || (image && !means)))
+        PyErr_SetString(PyExc_ValueError, "a tensor without memory on the CPU");
     int64_t offset = PyErr_Occurred() ? -1 : columns_for(self, width);
     Columns *made = offset < 0 ? NULL : PyObject_New(Columns, (PyTypeObject *)self->columns_type);
     if (!made) {
@@ -268,8 +274,12 @@ static PyObject *read_tensor(Reader *self, PyObject *x, long long slot, int dtyp
     /* Held while the lock may be released: another thread may take the page away. */
     PyObject *page = Py_NewRef(self->page);
     Source source = {data, dtype, samples, width, rows / samples};
-    if (PyList_Append(self->readings, (PyObject *)made) < 0
-        || read_source(&source, record(self->address, self->capacity, offset), means, threads))
+    int failed = PyList_Append(self->readings, (PyObject *)made) < 0;
+    self->busy++;
+    if (!failed)
+        failed = read_source(&source, record(self->address, self->capacity, offset), means, threads);
+    self->busy--;
+    if (failed)
         Py_CLEAR(made);
     Py_DECREF(page);
     return (PyObject *)made;
@@ -299,15 +309,17 @@ static PyObject *reader_look(Reader *self, PyObject *const *args, Py_ssize_t num
         return NULL;
     PyObject *anchor = base == Py_None ? x : base;
     long long place[5], version = integer(PyObject_GetAttr(x, word_version));
-    int known = version != -1; /* tensors made in inference mode have no version */
-    if (!known)
+    int known = version != -1;
+    if (!known) { /* tensors made in inference mode have no version */
+        if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+            Py_DECREF(base);
+            return NULL;
+        }
         PyErr_Clear();
+    }
     if (place_of(x, (int)kind, base != Py_None, place) < 0)
         goto done;
-    if (known)
-        found = Py_XNewRef(recall(self, anchor, version, place));
-    if (found)
-        goto done;
+    /* Of a contiguous tensor the place tells which elements it has; of others it does not. */
     int dtype = dtype_of(self, x);
     if (dtype == -2)
         goto done;
@@ -318,6 +330,10 @@ static PyObject *reader_look(Reader *self, PyObject *const *args, Py_ssize_t num
         found = Py_NewRef(Py_None);
         goto done;
     }
+    if (known)
+        found = Py_XNewRef(recall(self, anchor, version, place));
+    if (found)
+        goto done;
     found = read_tensor(self, x, slot, dtype, (int)kind, with_image);
     if (known && found && found != Py_None && remember(self, anchor, version, place, found) < 0)
         Py_CLEAR(found);
@@ -350,31 +366,35 @@ static PyObject *reader_read(Reader *self, PyObject *const *args, Py_ssize_t num
     return read_tensor(self, args[0], slot, dtype, (int)kind, with_image);
 }
 
-PyDoc_STRVAR(clear_doc,
-"clear()\n--\n\n"
-"Forget all readings. A single page is used again, several are given up.");
+PyDoc_STRVAR(take_doc,
+"take()\n--\n\n"
+"All readings, the pages they lie in, and whether some thread is still reading; none are left.");
 
-static PyObject *reader_clear(Reader *self, PyObject *ignored)
+static PyObject *reader_take(Reader *self, PyObject *ignored)
 {
     (void)ignored;
     PyObject *readings = PyList_New(0), *pages = PyList_New(0);
-    if (!readings || !pages) {
+    PyObject *used = PyLong_FromLongLong(self->used);
+    if (!readings || !pages || !used
+        || (self->page && PyObject_SetAttrString(self->page, "used", used) < 0)) {
         Py_XDECREF(readings);
         Py_XDECREF(pages);
+        Py_XDECREF(used);
         return NULL;
     }
-    self->used = 0;
-    Py_SETREF(self->readings, readings);
-    if (PyList_GET_SIZE(self->pages) > 1) {
-        Py_SETREF(self->pages, Py_NewRef(pages));
-        Py_CLEAR(self->page);
-    }
-    Py_DECREF(pages);
+    Py_DECREF(used);
+    Entry old[RECENT];
+    PyObject *page = self->page;
+    PyObject *taken = Py_BuildValue("NNi", self->readings, self->pages, self->busy > 0);
+    self->readings = readings, self->pages = pages, self->page = NULL, self->used = 0;
+    memcpy(old, self->recent, sizeof old);
+    memset(self->recent, 0, sizeof self->recent);
+    Py_XDECREF(page); /* only now: what is given up may run code that looks here */
     for (int i = 0; i < RECENT; i++) {
-        Py_CLEAR(self->recent[i].anchor);
-        Py_CLEAR(self->recent[i].found);
+        Py_XDECREF(old[i].anchor);
+        Py_XDECREF(old[i].found);
     }
-    Py_RETURN_NONE;
+    return taken;
 }
 
 static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -426,7 +446,7 @@ static void reader_free(Reader *self)
 static PyMethodDef reader_methods[] = {
     {"look", (PyCFunction)(void (*)(void))reader_look, METH_FASTCALL, look_doc},
     {"read", (PyCFunction)(void (*)(void))reader_read, METH_FASTCALL, reader_read_doc},
-    {"clear", (PyCFunction)reader_clear, METH_NOARGS, clear_doc},
+    {"take", (PyCFunction)reader_take, METH_NOARGS, take_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -24,6 +24,8 @@ except ImportError:  # no compiler where shiftscope was installed
 __all__ = ["EPS", "Columns", "Reader", "Record", "built"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_FIRST = 2**14
+"""Columns of the first page."""
 EPS = tuple(float(torch.finfo(dtype).eps) for dtype in _DTYPES)
 """Relative spacing of the numbers of a dtype, by the number the compiled part knows it by."""
 
@@ -53,7 +55,7 @@ class Record:
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.used = max(1, capacity), 0
-        self.data = torch.zeros((3, self.capacity), dtype=torch.float64)
+        self.data = torch.zeros((3, self.capacity), dtype=torch.float64, device="cpu")
         self.address = self.data.data_ptr()
 
     def read(
@@ -129,21 +131,22 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._size = [2**14]
-        size = self._size  # no reference to self: the compiled reader does not collect cycles
+        self._spare: list[Record] = []
+        self._size, self._reusable = [_FIRST], True
+        spare, size = self._spare, self._size  # not self: the native reader collects no cycles
         self._native = _native.Reader(
             _DTYPES,
             torch.strided,
             (Tensor, torch.nn.Parameter),
-            lambda width: Record(_next_size(size, width)),
-            lambda width, run: torch.empty((width, run), dtype=torch.float64),
+            lambda width: _next_page(spare, size, width),
+            lambda width, run: torch.empty((width, run), dtype=torch.float64, device="cpu"),
             torch.get_num_threads,
         )
         self.look, self.read = self._native.look, self._native.read
 
     @property
     def readings(self) -> list[Any]:
-        """What was read since the last :meth:`clear`, in order."""
+        """What was read since the last :meth:`take`, in order."""
         return self._native.readings
 
     @property
@@ -158,15 +161,31 @@ class Reader:
             (page, self._native.used) for page in pages[-1:]
         ]
 
+    def take(self) -> tuple[list[Any], list[tuple[Record, int]]]:
+        """Take all readings and the pages that hold their columns; the next step gets others.
+
+        In one piece, whatever other threads read meanwhile.
+        """
+        readings, pages, busy = self._native.take()
+        taken = [(page, page.used) for page in pages]
+        self._size[0] = max(_FIRST, 2 * sum(used for _, used in taken))
+        self._reusable = not busy
+        return readings, taken
+
+    def give_back(self, pages: list[tuple[Record, int]]) -> None:
+        """Use the page that was taken last again, unless some thread may still write to it."""
+        if len(pages) == 1 and self._reusable:
+            self._spare[:] = [pages[0][0]]
+
     def clear(self) -> None:
-        """Forget all readings; the columns are used again."""
-        if len(self._native.pages) > 1:
-            self._size[0] = 2 * self.used
-        self._native.clear()
+        """Forget all readings."""
+        self.give_back(self.take()[1])
 
 
-def _next_size(size: list[int], width: int) -> int:
-    """Columns of a new page; the one after it will be twice as large."""
-    wanted = max(size[0], width)
-    size[0] = 2 * wanted
-    return wanted
+def _next_page(spare: list[Record], size: list[int], width: int) -> Record:
+    """A page that was used before, if it is large enough, or a new one."""
+    while spare:
+        page = spare.pop()
+        if page.capacity >= width:
+            return page
+    return Record(max(size[0], width))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -83,14 +84,18 @@ def test_adam_path_is_that_of_its_coordinates(form: str) -> None:
         torch.testing.assert_close(w, double(want), atol=1e-10, rtol=0)
 
 
-def weights(net: nn.Module, steps: int, momentum: float = 0.9) -> list[Tensor]:
-    sgd = torch.optim.SGD(net.parameters(), 0.1, momentum, weight_decay=1e-4, nesterov=True)
+def weights(
+    net: nn.Module, steps: int, call: Callable[[Tensor], Tensor] | None = None
+) -> list[Tensor]:
+    """Train by calling the network, or what was compiled from it; return its weights."""
+    call = call or net
+    sgd = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True)
     generator = torch.Generator().manual_seed(5)
     for _ in range(steps):
         x = torch.rand(32, 16, generator=generator, dtype=torch.float64)
         y = torch.randint(4, (32,), generator=generator)
         sgd.zero_grad()
-        F.cross_entropy(net(x), y).backward()
+        F.cross_entropy(call(x), y).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 0.5)
         sgd.step()
     return [layer.weight.detach() for layer in net if isinstance(layer, nn.Linear)]
@@ -319,3 +324,16 @@ def test_compiles_into_one_graph(kind: str) -> None:
     torch.testing.assert_close(compiled(x), layer(x))
     compiled(x).square().sum().backward()
     torch.testing.assert_close(original.grad, eager)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_a_compiled_network_trains_like_the_eager_one_in_one_graph() -> None:
+    torch._dynamo.reset()
+    eager, net = sigmoid_net(LCW), sigmoid_net(LCW)
+    compiled = torch.compile(net, fullgraph=True)
+    for a, b in zip(weights(eager, 20), weights(net, 20, compiled), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        bound = torch.finfo(b.dtype).eps * math.sqrt(b.shape[1]) * b.norm(dim=1)
+        assert bool((b.sum(1).abs() <= bound).all())

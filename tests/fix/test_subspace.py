@@ -12,6 +12,7 @@ from support import golden
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from shiftscope.fix import subspace
 from shiftscope.fix.subspace import coordinates, embed, project, unit
 
 # torch's own forward-mode rules still go through torch.jit
@@ -160,6 +161,31 @@ def test_backward_keeps_no_activation() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         embed(v)
     assert kept == []
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (39, 30), (12, 7, 8), (3, 500), (3000,)])
+@pytest.mark.parametrize("strided", [False, True])
+def test_pieces_for_the_cache_make_what_the_whole_makes(
+    shape: tuple[int, ...], strided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    v = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2] if strided else torch.randn(shape)
+    v.requires_grad_()
+    whole = embed(v.detach())
+    pieces, made = subspace._pieces, []
+    monkeypatch.setattr(subspace, "_CACHE", 2**8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(
+        subspace, "_pieces", lambda *tensors: made.extend(pieces(*tensors)) or list(made)
+    )
+    w = embed(v)
+    assert len(made) == {(40, 30): 20, (39, 30): 20, (12, 7, 8): 12, (3, 500): 3}.get(shape, 1)
+    torch.testing.assert_close(w, whole)
+    bound = torch.finfo(w.dtype).eps * math.sqrt(w.shape[-1]) * w.detach().norm(dim=-1)
+    assert bool((w.detach().double().sum(-1).abs() <= bound).all())
+    w.backward(whole)
+    assert v.grad is not None
+    torch.testing.assert_close(v.grad, v.detach())
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
