@@ -23,20 +23,13 @@ from shiftscope.capture.fused import FUSED_OPS
 from shiftscope.capture.graph import edge_of, feature_dim_of
 from shiftscope.capture.hooks import Enter, Leave, is_running, remove_mode
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
+from shiftscope.capture.module_kinds import has_fast_path, is_single, takes_fast_path
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
 from shiftscope.capture.recorder import Recorder, SiteState
 from shiftscope.capture.sites import Frame, Names
 
-__all__ = ["SINGLE", "Attachment"]
+__all__ = ["Attachment"]
 
-SINGLE = frozenset(
-    {
-        *(nn.Linear, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh),
-        *(nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Softplus, nn.SELU, nn.LogSigmoid),
-    }
-)
-"""Modules whose forward is a single function that has a handler, and nothing after it: while
-another module runs around them their end needs no hook of its own."""
 Handler = Callable[[Any, Frame, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -86,9 +79,8 @@ class Attachment:
                 if isinstance(module, torch.jit.ScriptModule):
                     self.gap(path, "a TorchScript module: no hook and no mode sees its inside")
                     continue
-                patched = module._forward_hooks or "forward" in module.__dict__
-                single = type(module) in SINGLE and not patched
-                enter = Enter(self, path, _fast_path(module), single)
+                single = is_single(module)
+                enter = Enter(self, path, has_fast_path(module), single)
                 self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
                 if not single:
                     self._wait_for_end(module)
@@ -161,7 +153,7 @@ class Attachment:
         if not run.recomputing:
             self.called.add(path)
         fast = hook.fast and self.choose is not None and run.paused is None
-        if fast and _takes_fast_path(module):
+        if fast and takes_fast_path(module):
             self._pause(run, module, path)
 
     def leave(self, module: nn.Module) -> None:
@@ -355,15 +347,6 @@ def _run_op(
                 frame.counts[plan.count[0]] = plan.count[1]
             return plan.run(run.recorder, run.where, args, kwargs)
     return handler(run, frame, func, args, kwargs)
-
-
-def _fast_path(module: nn.Module) -> bool:
-    kinds = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-    return isinstance(module, kinds)
-
-
-def _takes_fast_path(module: nn.Module) -> bool:
-    return not module.training and not torch.is_grad_enabled()
 
 
 def _remember(frame: Frame, plan: Any, counted: dict[str, int]) -> None:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 import shiftscope as ss
 from shiftscope.capture.activation_ops import ACTIVATION_OPS
 from shiftscope.capture.linear_ops import LINEAR_OPS
-from shiftscope.capture.probe import SINGLE
+from shiftscope.capture.module_kinds import SINGLE
 
 # What torch calls activations, and is none of a single tensor.
 NOT_ACTIVATIONS = {"MultiheadAttention", "Softmax2d"}
