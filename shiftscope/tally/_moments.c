@@ -1,6 +1,6 @@
 /* First and second moments of the columns of a dense tensor in one pass over memory, and merging.
 
-   The results are those of moments.py up to rounding (about 1e-7 of a variance). Nothing here knows
+   The results are those of moments.py up to rounding (2e-6 of a variance at most). Nothing here knows
    of Python or of torch.
 
    Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance" (1983). */
