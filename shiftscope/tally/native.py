@@ -63,8 +63,8 @@ class Record:
     ) -> None:
         """Write the moments of the columns of a tensor.
 
-        Elements that are not finite are left out. The spread is right to 2e-6 (tests hold it), also where
-        it is 1e-6 of the mean or 1e-38 in size; float64 sums in float64.
+        Elements that are not finite are left out. The variance is right to 2e-6, also where the
+        spread is 1e-6 of the mean or 1e-38 in size; float64 sums in float64.
 
         Args:
             x: A contiguous tensor on the CPU of one of the four usual floating dtypes, seen as
