@@ -2,9 +2,14 @@
 
 Each row pairs an instrumented copy of a workload (``workloads.py``) with a bare one: bare step,
 instrumented step, bare step, ...; the ratio is the instrumented time over the mean of the two bare
-ones beside it, the row its median with quartiles. One thread; process CPU time on the CPU, CUDA
-events on a GPU. An A/A row pairs two bare copies: ratios nearer to 1 than its quartiles mean
-nothing. Peers are measured in the same run where they are installed, else the row says why not.
+ones beside it, the row its median with quartiles. One thread; process CPU time on the CPU; on a GPU
+CUDA events around blocks of steps, within which the host may run ahead as it does in training. An
+A/A row pairs two bare copies: ratios nearer to 1 than its quartiles mean nothing. Peers are
+measured in the same run where they are installed, else the row says why not.
+
+On a GPU the row of every step also tells the bandwidth floor: the bytes of all tensors that are
+read, each once, over the bandwidth of a large copy (bytes read plus bytes written), and how much of
+it the added time is; and a profile of one recorded step: kernels, copies to the host, and waits.
 
     python benchmarks/overhead.py --workloads mlp gpt resnet --pairs 30 --out benchmarks/results
 """
@@ -19,12 +24,15 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from peers import PEERS
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from workloads import NAMES, Workload, build
 
 import shiftscope as ss
@@ -61,35 +69,51 @@ def ss_probe(work: Workload, **options: Any) -> ss.Probe:
     return probe
 
 
+def sampled(work: Workload) -> Step:
+    ss_probe(work, every=50)
+    return work.step
+
+
+def block(work: Workload) -> Step:
+    """Bare, timed in blocks as long as those of :func:`sampled`."""
+    return work.step
+
+
+WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "aten::item")
+"""Not cudaDeviceSynchronize: the profiler's own."""
+
 ROWS: dict[str, Callable[[Workload], Step]] = {
     "A/A": bare,
     "shiftscope, every step": every_step,
     "shiftscope, attached and idle": idle,
     "shiftscope, detached": detached,
 }
+ON_CUDA = {"A/A, 50 steps": block, "shiftscope, 1 step in 50": sampled}
 
 
-def clock(run: Step, device: str) -> float:
-    """Milliseconds of one step."""
+def clock(run: Step, device: str, steps: int = 1) -> float:
+    """Milliseconds of one step, over a block of them."""
     if device == "cpu":
         start = time.process_time_ns()
-        run()
-        return (time.process_time_ns() - start) / 1e6
+        for _ in range(steps):
+            run()
+        return (time.process_time_ns() - start) / 1e6 / steps
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    run()
+    for _ in range(steps):
+        run()
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end)
+    return begin.elapsed_time(end) / steps
 
 
-def ratio(run: Step, base: Step, pairs: int, device: str) -> dict[str, float]:
-    for _ in range(4):
+def ratio(run: Step, base: Step, pairs: int, device: str, steps: int) -> dict[str, float]:
+    for _ in range(max(4, steps)):
         base()
         run()
-    ratios, times, bases, before = [], [], [], clock(base, device)
+    ratios, times, bases, before = [], [], [], clock(base, device, steps)
     for _ in range(pairs):
-        taken, after = clock(run, device), clock(base, device)
+        taken, after = clock(run, device, steps), clock(base, device, steps)
         ratios.append(2 * taken / (before + after))
         times.append(taken)
         bases.append(after)
@@ -134,10 +158,57 @@ def measured(
 ) -> dict[str, Any]:
     base, other = build(name, device, dtype), build(name, device, dtype)
     found: dict[str, Any] = {"what": name, "row": row}
+    steps = 1 if device == "cpu" else (50 if make in (sampled, block) else 10)
     try:
-        return found | ratio(make(other), base.step, pairs, device)
+        found |= ratio(make(other), base.step, pairs, device, steps)
+        if device == "cuda" and make is every_step:
+            found |= floor(other, found["ms"] - found["bare_ms"]) | profiled(other)
     except (ImportError, RuntimeError) as error:
         return found | {"skipped": str(error).splitlines()[0]}
+    return found
+
+
+def floor(work: Workload, added: float) -> dict[str, float]:
+    """Bytes a recorded step reads, the time a copy of as many takes, and the added time over it."""
+    probe = work.model.__dict__["_benchmark_probe"]
+    work.optimizer.zero_grad()
+    F.cross_entropy(work.model(work.x).flatten(0, -2), work.y.flatten()).backward()
+    (recorder,) = probe._recorders.values()
+    read = {id(found): found for _, found in recorder._pending}.values()
+    sizes = [r.rows * r.width * (4, 8, 2, 2)[r.dtype] for r in read]
+    work.optimizer.step()
+    limit = sum(sizes) / bandwidth() * 1e3
+    return {
+        "tensors_read": len(sizes),
+        "stream_mb": sum(sizes) / 1e6,
+        "floor_ms": limit,
+        "added_over_floor": added / limit,
+    }
+
+
+@cache
+def bandwidth() -> float:
+    """Bytes per second, read plus written, of a copy of 2 GB on the GPU."""
+    source = torch.randn(2**29, device="cuda")
+    target = torch.empty_like(source)
+    times = [clock(lambda: target.copy_(source), "cuda", 5) for _ in range(9)]
+    return 2 * source.nbytes / (statistics.median(times) / 1e3)
+
+
+def profiled(work: Workload) -> dict[str, Any]:
+    """What the GPU and the host did in one recorded step."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        work.step()
+    events = seen.key_averages()
+    ours = [e for e in events if e.key.startswith(("read_columns", "read_images", "merge_parts"))]
+    return {
+        "profile": {
+            "kernels_of_the_probe": sum(e.count for e in ours),
+            "their_ms": sum(e.device_time_total for e in ours) / 1e3,
+            "copies_to_host": sum(e.count for e in events if "DtoH" in e.key),
+            "waits": sum(e.count for e in events if e.key in WAITS),
+        }
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -147,8 +218,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         if "ratio" in r:
             spread = f"{r['ratio_q25']:.3f}..{r['ratio_q75']:.3f}"
             lines.append(
-                f"{head} {r['ratio']:.3f} | {spread} | {r['ms']:.1f} | {r['bare_ms']:.1f} |"
+                f"{head} {r['ratio']:.3f} | {spread} | {r['ms']:.2f} | {r['bare_ms']:.2f} |"
             )
+            if "floor_ms" in r:
+                lines.append(
+                    f"| {r['what']} | floor: {r['stream_mb']:.0f} MB, {r['tensors_read']} tensors "
+                    f"| {r['added_over_floor']:.2f} | {r['profile']} | {r['floor_ms']:.3f} | |"
+                )
         elif "overhead" in r:
             told = r["overhead"]
             share = f"{told['steps_recorded']} recorded, by itself {told['overhead_share']:.4f}"
@@ -171,7 +247,10 @@ def about(device: str, dtype: torch.dtype, load: float) -> dict[str, Any]:
         "threads": 1,
         "load_average_before_and_after": [load, os.getloadavg()[0]],
         "peers": {name: _version(name) for name in PEERS},
-        "clock": "CUDA events" if gpu else "process CPU time, median of interleaved pairs",
+        "copy_gb_per_s": bandwidth() / 1e9 if gpu else None,
+        "clock": "CUDA events, median of interleaved pairs of blocks of steps"
+        if gpu
+        else "process CPU time, median of interleaved pairs",
     }
 
 
@@ -194,7 +273,8 @@ def main() -> None:
     torch.set_num_threads(1)
     dtype, load, rows = getattr(torch, options.dtype), os.getloadavg()[0], []
     for name in options.workloads:
-        for row, make in {**ROWS, **PEERS}.items():
+        more = ON_CUDA if options.device == "cuda" else {}
+        for row, make in {**ROWS, **more, **PEERS}.items():
             rows.append(measured(name, row, make, options.pairs, options.device, dtype))
         if options.budget_steps:
             rows.append(budgeted(name, options.budget_steps, options.device, dtype))

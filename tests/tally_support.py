@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 
 from shiftscope.tally import Tally
@@ -72,3 +73,10 @@ LAYOUTS: dict[str, Callable[[], tuple[torch.Tensor, int]]] = {
     "expanded": lambda: (torch.randn(1, 5, 4).expand(3, 5, 4), -1),
     "expanded positions": lambda: (torch.randn(3, 4, 1, 1).expand(3, 4, 5, 6), 1),
 }
+
+
+def interpret_triton() -> None:
+    """Skip where Triton's kernels cannot run on the CPU, element by element (see conftest.py)."""
+    if torch.cuda.is_available():
+        pytest.skip("Triton compiles for the GPU here: the tests marked cuda run its kernels")
+    pytest.importorskip("triton", reason="triton is not installed")

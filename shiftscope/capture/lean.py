@@ -15,13 +15,13 @@ from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.blocks import Block
-from shiftscope.capture.compiled_reader import Totals
 from shiftscope.capture.ledger import Found, Ledger
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import rows_input
 from shiftscope.capture.readings import kind_of
 from shiftscope.capture.recorder import SiteState, keep_weight
 from shiftscope.capture.sampling import PICTURE_ROWS
+from shiftscope.capture.totals import Totals
 from shiftscope.capture.weights import MeanInput, rounding_scale, weight_facts
 from shiftscope.record import SiteInfo, SiteRecord, Stream
 from shiftscope.tally import Counts, Extrema, Moments
@@ -43,7 +43,7 @@ class LeanRecorder(Ledger):
     def _fold(self) -> None:
         """Move what was merged so far into the totals of the window."""
         compiled = None if self._compiled is None else self._compiled.close()
-        for totals in (compiled, self._kernels.close()):
+        for totals in (compiled, *self._devices.close(), self._kernels.close()):
             if totals is not None:
                 self._add_all(totals)
 

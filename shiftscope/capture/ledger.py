@@ -3,8 +3,9 @@
 Each tensor is read once; a tensor that two sites share is read for both. At the end of a step all
 readings are merged at once into float64 accumulators; until then they can be thrown away, which is
 how a step whose scaled gradients overflowed is set apart. Tensors on the CPU are read by compiled
-code (:mod:`shiftscope.capture.compiled_reader`); others, and all where it was not built, by torch's
-kernels (:mod:`shiftscope.capture.kernel_reader`).
+code (:mod:`shiftscope.capture.compiled_reader`), those on a GPU by Triton kernels
+(:mod:`shiftscope.capture.device_reader`); all others, and all where these are not to be had, by
+torch's kernels (:mod:`shiftscope.capture.kernel_reader`).
 """
 
 from __future__ import annotations
@@ -19,21 +20,23 @@ import torch
 from torch import Tensor
 
 from shiftscope.capture.blocks import Block
-from shiftscope.capture.compiled_reader import Columns, CompiledReader, Totals
+from shiftscope.capture.compiled_reader import Columns, CompiledReader
+from shiftscope.capture.device_reader import DeviceReaders, Parts
 from shiftscope.capture.kernel_reader import KernelReader
 from shiftscope.capture.linear_ops import LinearOp
-from shiftscope.capture.mean_inputs import MeanImages
+from shiftscope.capture.mean_inputs import Image, MeanImages
 from shiftscope.capture.readings import IMAGE, OTHER, ROWS, Reading
 from shiftscope.capture.recorder import Recorder, Settings, SiteState
 from shiftscope.capture.sampling import Sampler
+from shiftscope.capture.totals import Totals
 from shiftscope.tally import Moments
 from shiftscope.tally.native import built
 
 __all__ = ["Found", "Ledger"]
 
 Found = Any
-"""What reading a tensor gives: Columns of the compiled reader, a Reading by torch's kernels, or
-exact Moments."""
+"""What reading a tensor gives: Columns of the compiled reader, Parts of the one on a GPU, a Reading
+by torch's kernels, or exact Moments."""
 
 _RECENT = 4
 _MANY = 2**23
@@ -86,12 +89,12 @@ class Ledger(Recorder):
         self._fed_by: dict[SiteState, SiteState] = {}
         self._pending: list[tuple[int, Found]] = []
         self._events: list[Event] = []
-        self._images: list[tuple[SiteState, LinearOp, Tensor, int]] = []
+        self._images: list[Image] = []
         self._sampler = Sampler(settings)
         self._mean_images = MeanImages()
         self._local = _Local()
         self._compiled = CompiledReader() if built() else None
-        self._kernels = KernelReader()
+        self._devices, self._kernels = DeviceReaders(), KernelReader()
         self.itself: Callable[[], Any] = weakref.ref(self)
 
     # -- during a step --------------------------------------------------------------------------
@@ -184,7 +187,8 @@ class Ledger(Recorder):
             mean = batch.mean(dim=0, dtype=torch.float64)
             for slot in self._read_for(reading):
                 self._imaged[slot] = True  # ask for the image together with the rest next time
-        self._images.append((state, op, mean.reshape(batch.shape[1:]), batch.shape[0]))
+        finite = type(reading) is Parts and reading.image is not None
+        self._images.append((state, op, mean.reshape(batch.shape[1:]), batch.shape[0], finite))
 
     def _read_for(self, reading: Found) -> list[int]:
         """The slot that a tensor was first read for."""
@@ -198,6 +202,10 @@ class Ledger(Recorder):
             columns: Found | None = self._compiled.read_copy(tensor, slot, kind, image)
             if columns is not None:
                 return columns
+        if kind != OTHER:
+            parts = self._devices.read(tensor, slot, kind, image)
+            if parts is not None:
+                return parts
         return self._kernels.read(slot, tensor.detach(), kind, dim, image)
 
     # -- the end of a step ----------------------------------------------------------------------
@@ -210,10 +218,12 @@ class Ledger(Recorder):
         """
         pending, events, images = self._withdraw()
         inverse = self._inverse_scale()
-        columns, readings = [], []
+        columns, parts, readings = [], [], []
         for slot, found in pending:
             if type(found) is Columns:
                 columns.append((slot, found))
+            elif type(found) is Parts:
+                parts.append((slot, found))
             elif type(found) is Reading:
                 readings.append((slot, found))
             else:
@@ -221,11 +231,12 @@ class Ledger(Recorder):
         if self._compiled is not None:
             for totals in self._compiled.merge(columns, self._gradient, inverse):
                 self._add_all(totals)
+        for totals in self._devices.merge(parts, self._gradient, inverse):
+            self._add_all(totals)
         for block in self._kernels.merge(readings, self._gradient, inverse):
             self._add_all(block)
         _count(events)
-        for state, op, mean, samples in images:
-            self._mean_images.add(state, op, mean, samples)
+        self._mean_images.add(images)
         self._sampler.keep()
         self.epoch += ended
 
@@ -234,6 +245,7 @@ class Ledger(Recorder):
         self._withdraw()
         if self._compiled is not None:
             self._compiled.clear()
+        self._devices.clear()
         self._sampler.drop()
         self.epoch += 1
 
@@ -243,7 +255,8 @@ class Ledger(Recorder):
         if len(self._pending) <= 4096:
             return False
         waiting = sum(len(r.mean) for _, r in self._pending if isinstance(r, Reading))
-        return waiting + (0 if self._compiled is None else self._compiled.used) > _MANY
+        waiting += 0 if self._compiled is None else self._compiled.used
+        return waiting + self._devices.used > _MANY
 
     def _withdraw(self) -> tuple[list[Any], list[Event], list[Any]]:
         taken: list[Any] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,10 @@ from shiftscope.capture.recorder import SiteState
 from shiftscope.capture.weights import MeanInput
 from shiftscope.tally import Moments
 
-__all__ = ["MeanImages", "rows_input"]
+__all__ = ["Image", "MeanImages", "rows_input"]
+
+Image = tuple[SiteState, LinearOp, Tensor, int, bool]
+"""A site, its op, the mean image of a batch, its samples, and whether it is known to be finite."""
 
 
 def rows_input(op: LinearOp, moments: Moments) -> MeanInput:
@@ -27,7 +31,7 @@ class _Sum:
     state: SiteState
     op: LinearOp
     total: Tensor
-    samples: Tensor
+    samples: Tensor | float
 
 
 class MeanImages:
@@ -36,19 +40,36 @@ class MeanImages:
     def __init__(self) -> None:
         self._sums: dict[tuple[str, tuple[int, ...]], _Sum] = {}
 
-    def add(self, state: SiteState, op: LinearOp, mean: Tensor, samples: int) -> None:
-        """Add the mean image of one batch; one that is not finite throughout is left out."""
-        mean = mean.double()
-        finite = torch.isfinite(mean.sum())
-        if finite.device.type != "cpu" or not bool(finite):  # a device is not waited for
-            mean = torch.where(finite, mean, 0.0)
+    def add(self, images: Sequence[Image]) -> None:
+        """Add the mean images of the batches of one step."""
+        sound: dict[tuple[int, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
+        for state, op, mean, samples, finite in images:
+            if not finite:
+                self._add_doubtful(state, op, mean.double(), samples)
+                continue
+            entry = self._entry(state, op, mean)
+            entry.samples = entry.samples + samples
+            totals, means = sound.setdefault((samples, mean.device), ([], []))
+            totals.append(entry.total)
+            means.append(mean)
+        for (samples, _), (totals, means) in sound.items():
+            torch._foreach_add_(totals, means, alpha=samples)  # a launch or two for all sites
+
+    def _entry(self, state: SiteState, op: LinearOp, mean: Tensor) -> _Sum:
         key = (state.info.site, tuple(mean.shape))
         known = self._sums.get(key)
         if known is None:
-            self._sums[key] = _Sum(state, op, mean * samples, finite * float(samples))
-        else:
-            known.total.add_(mean, alpha=samples)
-            known.samples = known.samples + finite * float(samples)
+            known = self._sums[key] = _Sum(state, op, torch.zeros_like(mean), 0.0)
+        return known
+
+    def _add_doubtful(self, state: SiteState, op: LinearOp, mean: Tensor, samples: int) -> None:
+        """One that is not finite throughout is left out."""
+        finite = torch.isfinite(mean.sum())
+        if finite.device.type != "cpu" or not bool(finite):  # a device is not waited for
+            mean = torch.where(finite, mean, 0.0)
+        entry = self._entry(state, op, mean)
+        entry.total.add_(mean, alpha=samples)
+        entry.samples = entry.samples + finite * float(samples)
 
     def hand_out(self) -> None:
         """Give every site its mean input, unrolled into patches."""
@@ -62,7 +83,8 @@ class MeanImages:
             for size in spread.output_size:
                 positions *= size
             total = spread.patch_mean(entry.total) * positions
-            made = MeanInput(total, (entry.samples * positions).double(), spread)
+            rows = torch.as_tensor(entry.samples, dtype=torch.float64, device=total.device)
+            made = MeanInput(total, rows * positions, spread)
             entry.state.mean_input = made.merge(entry.state.mean_input)
 
     def clear(self) -> None:

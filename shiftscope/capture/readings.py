@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    *("IMAGE", "OTHER", "RAW", "ROWS", "Reading", "kind_of", "read", "read_centred"),
-    "width_of",
+    *("IMAGE", "OTHER", "RAW", "ROWS", "Reading", "is_channels_last", "kind_of", "read"),
+    *("read_centred", "width_of"),
 ]
 
 ROWS, IMAGE, OTHER = 0, 1, 2
@@ -116,7 +116,7 @@ def _image(tensor: Tensor, image: bool) -> Reading:
         mean, variance = _kernel(tensor)
         means = tensor.mean(dim=0, dtype=torch.float64).reshape(width, -1) if image else None
         return Reading(mean, variance, rows, _error(1, tensor.dtype), _eps(tensor.dtype), means)
-    last = tensor.dim() > 3 and not tensor.is_contiguous() and _is_channels_last(tensor)
+    last = not tensor.is_contiguous() and is_channels_last(tensor)
     flat = (tensor.movedim(1, -1) if last else tensor).reshape(samples, -1)
     short = samples
     if samples <= _CHUNK:
@@ -158,9 +158,12 @@ def _channels(flat: Tensor, width: int, last: bool) -> Tensor:
     return flat.view(-1, width).t().contiguous() if last else flat.view(width, -1)
 
 
-def _is_channels_last(tensor: Tensor) -> bool:
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether the channels of every position of images or volumes lie side by side."""
+    if tensor.dim() not in (4, 5):
+        return False
     form = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
-    return tensor.dim() <= 5 and tensor.is_contiguous(memory_format=form)
+    return tensor.is_contiguous(memory_format=form)
 
 
 def _long(flat: Tensor) -> tuple[Tensor, Tensor, int]:

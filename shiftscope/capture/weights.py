@@ -96,6 +96,7 @@ def rounding_scale(op: LinearOp, inputs: Stream) -> Tensor | None:
         return None
     moments = inputs.moments
     power = (moments.mean.nan_to_num() ** 2 + moments.variance.nan_to_num()).clamp(min=0)
+    power = power.to(op.weight.device)
     largest = power.amax().clamp(min=torch.finfo(torch.float64).tiny)
     rows = op.rows(op.weight.detach().float())
     unit = rows.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
@@ -227,7 +228,7 @@ def _predicted(
 ) -> tuple[Tensor | None, Tensor]:
     if mean_input is None:
         return None, torch.full((unrolled.shape[0],), torch.nan, dtype=torch.float64)
-    mu = mean_input.mean
+    mu = mean_input.mean.to(unrolled.device)
     return mu, geometry.shift(unrolled, mu.reshape(-1, unrolled.shape[1]), group)
 
 

@@ -12,7 +12,7 @@ from support import golden
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from shiftscope.fix import subspace
+from shiftscope.fix import zerosum
 from shiftscope.fix.subspace import coordinates, embed, project, unit
 
 # torch's own forward-mode rules still go through torch.jit
@@ -172,11 +172,12 @@ def test_pieces_for_the_cache_make_what_the_whole_makes(
     v = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2] if strided else torch.randn(shape)
     v.requires_grad_()
     whole = embed(v.detach())
-    pieces, made = subspace._pieces, []
-    monkeypatch.setattr(subspace, "_CACHE", 2**8)
+    monkeypatch.setattr(zerosum, "_zerosum", None)
+    pieces, made = zerosum._pieces, []
+    monkeypatch.setattr(zerosum, "_CACHE", 2**8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(
-        subspace, "_pieces", lambda *tensors: made.extend(pieces(*tensors)) or list(made)
+        zerosum, "_pieces", lambda *tensors: made.extend(pieces(*tensors)) or list(made)
     )
     w = embed(v)
     assert len(made) == {(40, 30): 20, (39, 30): 20, (12, 7, 8): 12, (3, 500): 3}.get(shape, 1)

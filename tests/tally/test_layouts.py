@@ -142,12 +142,13 @@ def test_temporaries_stay_small(
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_recording_on_cuda_equals_the_cpu_and_does_not_wait(name: str) -> None:
     x, dim = LAYOUTS[name]()
     there = x.cuda()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         record(there, dim)
         tallies = [Moments.of(there, dim), Extrema.of(there, dim), Counts.of(there, dim)]
         sample = RowSample.of(there, 5, feature_dim=dim)

@@ -1,0 +1,120 @@
+"""Reading on a GPU by Triton kernels: one launch for a tensor, one more at the end of a step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shiftscope.capture.readings import IMAGE, ROWS, is_channels_last
+from shiftscope.capture.totals import PagedReader, Structure, Totals
+from shiftscope.tally.device import DeviceReader, DeviceRecord, Page, Parts, usable
+
+__all__ = ["DeviceReaders", "Parts"]
+
+
+class DeviceReaders:
+    """One reader for each GPU; other devices, and a GPU Triton fails on, have none."""
+
+    def __init__(self) -> None:
+        self._readers: dict[torch.device, _Reader | None] = {}
+
+    def read(self, x: Tensor, slot: int, kind: int, image: bool) -> Parts | None:
+        """Read a tensor whose neurons lie in the last dimension or the second.
+
+        Args:
+            x: The tensor.
+            slot: Where the reading will be written.
+            kind: How its neurons lie.
+            image: Whether the mean over samples at each position is wanted as well.
+
+        Returns:
+            Where its moments will stand; None where it must be read otherwise.
+        """
+        device = x.device
+        try:
+            reader = self._readers[device]
+        except KeyError:
+            reader = self._readers[device] = _Reader(device) if usable(device) else None
+        if reader is None:
+            return None
+        try:
+            return reader.read_any(x, slot, kind, image)
+        except Exception as error:
+            # Triton compiles when it is first called: no C compiler, a GPU it does not know, ...
+            # Training goes on, and torch's own kernels read from now on.
+            self._readers[device] = None
+            warnings.warn(
+                f"shiftscope reads on {device} by torch's kernels, in more passes: Triton failed "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+
+    @property
+    def used(self) -> int:
+        """Columns of readings that wait to be merged."""
+        return sum(reader.used for reader in self._known())
+
+    def merge(
+        self, writes: Sequence[tuple[int, Parts]], gradient: Sequence[bool], inverse: Tensor | None
+    ) -> Iterator[Totals]:
+        """Merge a step (see :meth:`PagedReader.merge`)."""
+        for reader in self._known():
+            scale = None if inverse is None else inverse.to(reader.device)
+            yield from reader.merge(writes, gradient, scale)
+
+    def close(self) -> Iterator[Totals]:
+        """The accumulators of the steps so far; new ones begin."""
+        for reader in self._known():
+            totals = reader.close()
+            if totals is not None:
+                yield totals
+
+    def clear(self) -> None:
+        """Forget the readings of the running step."""
+        for reader in self._known():
+            reader.clear()
+
+    def _known(self) -> list[_Reader]:
+        return [reader for reader in list(self._readers.values()) if reader is not None]
+
+
+class _Reader(DeviceReader, PagedReader):
+    """Readings of the running step on one GPU, and accumulators of the steps before it."""
+
+    def read_any(self, x: Tensor, slot: int, kind: int, image: bool) -> Parts | None:
+        """Read a tensor however it lies."""
+        if x.is_contiguous():
+            return self.read(x, slot, kind == ROWS, image)
+        if kind == IMAGE and not image and is_channels_last(x):
+            return self.read(x.detach().movedim(1, -1), slot, True, False)
+        return self.read(x.detach().contiguous(), slot, kind == ROWS, image)
+
+    def _new(self, key: Structure, readings: Sequence[Any], gradient: Sequence[bool]) -> Totals:
+        return _DeviceTotals(key, readings, gradient, self.device)
+
+
+class _DeviceTotals(Totals):
+    """Accumulators on a GPU."""
+
+    def __init__(
+        self,
+        key: Structure,
+        readings: Sequence[Any],
+        gradient: Sequence[bool],
+        device: torch.device,
+    ) -> None:
+        super().__init__(key, readings, gradient)
+        self.record = DeviceRecord(self.ends[-1], device)
+
+    def _merge(self, pages: Sequence[Page], inverse: Tensor | None) -> None:
+        start = first = 0
+        for page in pages:
+            flags = self.gradient[first : first + len(page.readings)]
+            start = self.record.merge(page, start, flags, inverse)
+            first += len(page.readings)

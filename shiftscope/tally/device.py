@@ -1,0 +1,228 @@
+"""Moments of many tensors on a GPU in one table, read and merged by Triton kernels.
+
+The counterpart of :mod:`shiftscope.tally.native` for tensors on a GPU: each is read once, by one
+launch, and nothing ever waits for the device. Triton comes with torch's builds for GPUs; where it
+is missing, or cannot compile, torch's own kernels do the same in more passes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shiftscope.tally.launches import Launch, kernels
+
+__all__ = ["DeviceReader", "DeviceRecord", "Page", "Parts", "usable"]
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_FIRST = 2**15
+"""Columns of the first page."""
+_MERGED = (16, 32)
+"""Parts and columns that a program merges at once."""
+_LARGEST = 2**30
+"""More rows are not numbered in 32 bits."""
+
+
+def usable(device: torch.device) -> bool:
+    """Whether Triton kernels can be tried on a device."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+class Parts:
+    """Where the moments of one tensor stand: ``parts`` runs of ``width`` columns, to be merged.
+
+    Attributes:
+        slot: What it was read for.
+        number: Among the readings of the step.
+        width: Number of neurons.
+        rows: Rows behind each.
+        dtype: Number of its dtype in :data:`shiftscope.tally.native.EPS`.
+        offset: Column of its page that the first part begins at.
+        parts: Number of parts.
+        image: Mean over samples at each position ``[width, positions]``, or None.
+    """
+
+    __slots__ = ("dtype", "image", "number", "offset", "parts", "rows", "slot", "width")
+
+    def __init__(self, slot: int, launch: Launch, dtype: torch.dtype) -> None:
+        self.slot, self.dtype = slot, _DTYPES[dtype]
+        self.width, self.rows, self.parts = launch.width, launch.rows, launch.parts
+        self.number = self.offset = 0
+        self.image: Tensor | None = None
+
+
+class Page:
+    """Columns that the tensors of a step are read into.
+
+    Attributes:
+        data: ``[3, capacity]`` float64 on the device: count, mean and m2.
+        address: Of the data.
+        capacity: Number of columns.
+        used: How many of them are taken.
+        readings: What was read into it, in order.
+    """
+
+    __slots__ = ("address", "capacity", "data", "readings", "used")
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.capacity, self.used = capacity, 0
+        self.data = torch.empty((3, capacity), dtype=torch.float64, device=device)
+        self.address = self.data.data_ptr()
+        self.readings: list[Parts] = []
+
+
+class DeviceReader:
+    """Reads the tensors of a step on one GPU into pages of columns.
+
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.readings: list[Parts] = []
+        self._pages: list[Page] = []
+        self._spare: Page | None = None
+        self._size = _FIRST
+        self._launches: dict[Any, Launch] = {}
+        self._lock = threading.Lock()
+
+    def read(self, x: Tensor, slot: int, by_row: bool, image: bool) -> Parts | None:
+        """Read a contiguous tensor that has elements.
+
+        Elements that are not finite are left out. In float32 the variance is right to 2e-6, also
+        where the spread is 1e-6 of the mean or 1e-43 in size; float64 is read in float64.
+
+        Args:
+            x: The tensor.
+            slot: What for.
+            by_row: Whether neurons lie in the last dimension; else in the second.
+            image: Whether the mean over samples at each position is wanted as well.
+
+        Returns:
+            Where its moments will stand; None for a tensor that must be read otherwise.
+        """
+        address = x.data_ptr()
+        key = (x.dtype, x.shape, by_row, image, address % 16)
+        launch = self._launches.get(key)
+        if launch is None:
+            if x.dtype not in _DTYPES or x.numel() // x.shape[-1 if by_row else 1] >= _LARGEST:
+                return None
+            launch = self._launches[key] = Launch(x, by_row, image)
+        parts = Parts(slot, launch, x.dtype)
+        with self._lock:
+            page = self._page_for(parts)
+        parts.image = launch(x, address, page, parts.offset)
+        return parts
+
+    @property
+    def used(self) -> int:
+        """Columns that were read into."""
+        return sum(page.used for page in self._pages)
+
+    def take(self) -> tuple[list[Parts], list[Page]]:
+        """Take all readings and the pages that hold them; the next step gets others."""
+        with self._lock:
+            readings, self.readings = self.readings, []
+            pages, self._pages = self._pages, []
+            self._size = max(_FIRST, 2 * sum(page.used for page in pages))
+        return readings, pages
+
+    def give_back(self, pages: list[Page]) -> None:
+        """Use a page again. What still reads it was launched before what will write to it."""
+        if len(pages) == 1:
+            page = pages[0]
+            page.used, page.readings = 0, []
+            self._spare = page
+
+    def clear(self) -> None:
+        """Forget all readings."""
+        self.give_back(self.take()[1])
+
+    def _page_for(self, parts: Parts) -> Page:
+        columns = parts.parts * parts.width
+        page = self._pages[-1] if self._pages else None
+        if page is None or page.used + columns > page.capacity:
+            page, self._spare = self._spare, None
+            if page is None or page.capacity < columns:
+                page = Page(max(self._size, columns), self.device)
+            self._pages.append(page)
+        parts.offset, parts.number = page.used, len(self.readings)
+        page.used += columns
+        page.readings.append(parts)
+        self.readings.append(parts)
+        return page
+
+
+class DeviceRecord:
+    """Count, mean and sum of squared deviations of many neurons, on a GPU.
+
+    Args:
+        capacity: Number of neurons.
+        device: Where.
+
+    Attributes:
+        data: ``[3, capacity]`` float64: count, mean and m2.
+    """
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self.data = torch.zeros((3, capacity), dtype=torch.float64, device=device)
+        self._tables: dict[int, tuple[Any, Tensor]] = {}
+
+    def merge(
+        self, page: Page, start: int, gradient: Sequence[bool], inverse: Tensor | None
+    ) -> int:
+        """Merge all readings of a page into the neurons from ``start`` on, in place.
+
+        Args:
+            page: The page.
+            start: The neuron of this record that its first one belongs to.
+            gradient: For each reading of the page whether ``inverse`` is multiplied in.
+            inverse: One float64 on the device, one over the loss scale; or None.
+
+        Returns:
+            The neuron after its last one.
+
+        Source: Chan, Golub, LeVeque (1983).
+        """
+        table = self._table(page, start, gradient)
+        columns = table.shape[1]
+        kernels().merge_parts[(-(-columns // _MERGED[1]),)](
+            *(self.data, self.capacity, start, page.data, page.capacity, table, columns),
+            self.data if inverse is None else inverse,
+            SCALED=inverse is not None,
+            PARTS=_MERGED[0],
+            WIDTH=_MERGED[1],
+            enable_fp_fusion=True,
+        )
+        return start + columns
+
+    def _table(self, page: Page, start: int, gradient: Sequence[bool]) -> Tensor:
+        """Where the parts of each neuron stand; made anew only when they moved."""
+        facts = [(r.offset, r.width, r.parts) for r in page.readings]
+        known = self._tables.get(start)
+        if known is None or known[0] != facts:
+            known = self._tables[start] = (facts, _table(facts, gradient, self.data.device))
+        return known[1]
+
+
+def _table(
+    facts: Sequence[tuple[int, int, int]], gradient: Sequence[bool], device: torch.device
+) -> Tensor:
+    """``[4, neurons]``: first column, distance to the next part, number of parts, gradient."""
+    each = torch.tensor(
+        [[*fact, flag] for fact, flag in zip(facts, gradient, strict=True)], device="cpu"
+    ).t()
+    widths = each[1]
+    table = each.repeat_interleave(widths, dim=1)
+    first = (widths.cumsum(0) - widths).repeat_interleave(widths)
+    table[0] += torch.arange(table.shape[1], device="cpu") - first
+    if device.type == "cuda":  # copied from pinned memory, nothing waits for the device
+        return table.contiguous().pin_memory().to(device, non_blocking=True)
+    return table.contiguous()

@@ -1,0 +1,150 @@
+"""How a tensor on a GPU is cut into tiles, and how its kernel is launched at little cost.
+
+A launch through Triton binds and hashes its arguments anew each time, which costs more than the
+kernel runs for most layers. A :class:`Launch` is made once for tensors of one shape; from its
+second call on it runs the compiled kernel with the addresses alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Launch", "kernels"]
+
+_THREADS, _VECTOR = 128, 16
+"""Threads of a program, and bytes that a thread loads at once."""
+_UNROLL = 8
+_LINE = 64
+"""Columns of a tile: a whole number of cache lines for each row."""
+_PROGRAMS = 512
+"""Programs that keep a GPU busy; more of them would only make more parts to merge."""
+_MOST_PARTS = 256
+
+
+_stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+"""The current stream of a device, as its address; what code compiled by torch itself uses."""
+
+
+def kernels() -> Any:
+    """The module of the kernels; Triton is imported with it."""
+    from shiftscope.tally import triton_kernels
+
+    return triton_kernels
+
+
+class Launch:
+    """Reads tensors of one dtype, shape and alignment.
+
+    Args:
+        x: The first of them, contiguous.
+        by_row: Whether neurons lie in the last dimension; else in the second.
+        image: Whether the mean over samples at each position is wanted as well.
+
+    Attributes:
+        width: Number of neurons.
+        rows: Rows behind each.
+        parts: Runs of columns that are written, to be merged.
+        places: Shape of the mean image; None without.
+    """
+
+    def __init__(self, x: Tensor, by_row: bool, image: bool) -> None:
+        self.width = x.shape[-1 if by_row else 1]
+        self.rows = x.numel() // self.width
+        self.places: tuple[int, int] | None = None
+        run = 1 if by_row else self.rows // x.shape[0]
+        self._by_row = by_row or (run == 1 and not image)
+        if self._by_row:
+            self._columns(x)
+        else:
+            self._images(x, run, image)
+        self._index = x.device.index
+        self._elsewhere = x.is_cuda and torch.cuda.device_count() > 1
+        self._compiled: Any = None
+
+    def _columns(self, x: Tensor) -> None:
+        width = min(_LINE, max(8, _power(self.width)))
+        height, unroll, down = _cut(x, width, self.rows)
+        across = -(-self.width // width)
+        self.parts = _shares(down, across)
+        self._kernel, self._grid = kernels().read_columns, (across, self.parts, 1)
+        self._sizes: tuple[Any, ...] = (
+            *(self.rows, self.width, self.parts),
+            *(height, width, unroll, x.dtype is torch.float64),
+        )
+
+    def _images(self, x: Tensor, run: int, image: bool) -> None:
+        samples = x.shape[0]
+        width = min(_THREADS * _VECTOR // x.element_size(), _power(run))
+        height, unroll, down = _cut(x, width, samples)
+        across = -(-run // width)
+        deep = 1 if image else _shares(down, across * self.width)
+        self.parts = across * deep
+        if image:
+            self.places = (self.width, run)
+        self._kernel, self._grid = kernels().read_images, (self.width, across, deep)
+        self._sizes = (
+            *(samples, self.width, run, deep),
+            *(image, height, width, unroll, x.dtype is torch.float64),
+        )
+
+    def __call__(self, x: Tensor, address: int, page: Any, offset: int) -> Tensor | None:
+        """Launch the kernel on the device's current stream.
+
+        Args:
+            x: The tensor.
+            address: Of its first element.
+            page: Where the moments of each part go; has ``data`` ``[3, columns]``, ``address``.
+            offset: The first column to be written.
+
+        Returns:
+            The mean image, if one was asked for.
+        """
+        image = None
+        if self.places is not None:
+            image = torch.empty(self.places, dtype=torch.float64, device=x.device)
+        if self._elsewhere and self._index != torch.cuda.current_device():
+            with torch.cuda.device(self._index):
+                self._run(x, address, page, offset, image)
+        else:
+            self._run(x, address, page, offset, image)
+        return image
+
+    def _run(self, x: Tensor, address: int, page: Any, offset: int, image: Tensor | None) -> None:
+        compiled = self._compiled
+        if compiled is None:
+            into = () if self._by_row else (page.data if image is None else image,)
+            made = self._kernel[self._grid](
+                *(x, page.data, *into, page.capacity, offset, *self._sizes),
+                num_warps=_THREADS // 32,
+                enable_fp_fusion=True,
+            )
+            if made is not None:  # None from Triton's interpreter
+                self._compiled = made[self._grid]
+            return
+        stream = _stream_of(self._index)
+        if self._by_row:
+            compiled(address, page.address, page.capacity, offset, *self._sizes, stream=stream)
+        else:
+            place = page.address if image is None else image.data_ptr()
+            rest = (page.capacity, offset, *self._sizes)
+            compiled(address, page.address, place, *rest, stream=stream)
+
+
+def _cut(x: Tensor, width: int, rows: int) -> tuple[int, int, int]:
+    """Rows of a tile, tiles that are loaded at once, and how many such turns all rows need."""
+    height = max(1, _THREADS * _VECTOR // (x.element_size() * width))
+    unroll = min(_UNROLL, _power(-(-rows // height)))
+    return height, unroll, -(-rows // (height * unroll))
+
+
+def _shares(tiles: int, programs: int) -> int:
+    """Programs that share the tiles of a column."""
+    return min(tiles, max(1, min(_MOST_PARTS, _PROGRAMS // programs)))
+
+
+def _power(number: int) -> int:
+    """The next power of two."""
+    return 1 << max(0, number - 1).bit_length()

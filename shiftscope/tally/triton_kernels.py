@@ -1,0 +1,186 @@
+"""Triton kernels: moments of the columns of a tensor on a GPU, each element read once.
+
+Imported by :mod:`shiftscope.tally.launches` alone, and only where a tensor on a GPU is to be read.
+A program sums differences to one element of each of its columns (the pivot) and their squares in
+double: a spread far below the mean keeps its digits, squares of 1e-44 do not vanish, and an outlier
+at the pivot does no harm. Its parts are merged as Chan, Golub and LeVeque (1983) do.
+
+Triton reads annotations as types of its own; ``x`` is a pointer, other arguments are whole numbers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["merge_parts", "read_columns", "read_images"]
+
+_INFINITE = tl.constexpr(float("inf"))
+
+
+@triton.jit
+def _pivot(at, inside, DOUBLE: tl.constexpr):
+    """The elements there, 0 where they are not finite."""
+    value = tl.load(at, mask=inside, other=0.0)
+    value = value.to(tl.float64) if DOUBLE else value.to(tl.float32)
+    return tl.where(tl.abs(value) < _INFINITE, value, 0.0)
+
+
+@triton.jit
+def _sums(
+    x, column, inside, pivot, rows, stride, first, step, CHECKED: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
+    """Number, sum and sum of squares of ``x - pivot`` over rows, ``[1, WIDTH]`` in double.
+
+    Tiles of rows are taken in turns of ``step``; UNROLL of them are on their way at once.
+    Elements that are not finite are left out if CHECKED, else they make the squares not finite.
+    """
+    number = 0
+    count = tl.zeros([ROWS, WIDTH], tl.int32)
+    one = tl.zeros([ROWS, WIDTH], tl.float64)
+    two = tl.zeros([ROWS, WIDTH], tl.float64)
+    nothing = pivot.to(x.dtype.element_ty)  # an element, or 0: exact
+    lane = tl.arange(0, ROWS)[:, None]
+    place = lane.to(tl.int64) * stride + column
+    for start in range(first * ROWS * UNROLL, rows, step * ROWS * UNROLL):
+        number += tl.minimum(rows - start, ROWS * UNROLL)
+        for k in tl.static_range(UNROLL):
+            row = start + k * ROWS
+            keep = (row + lane < rows) & inside
+            here = tl.cast(row, tl.int64) * stride
+            value = tl.load(x + here + place, mask=keep, other=nothing)
+            away = (value.to(tl.float64) if DOUBLE else value.to(tl.float32)) - pivot
+            if CHECKED:
+                finite = keep & (tl.abs(away) < _INFINITE)  # not a NaN either
+                away = tl.where(finite, away, 0.0)
+                count += finite.to(tl.int32)
+            away = away.to(tl.float64)
+            one += away
+            two += away * away
+    counted = tl.sum(count, axis=0, keep_dims=True) if CHECKED else tl.where(inside, number, 0)
+    counted = counted.to(tl.float64)
+    return counted, tl.sum(one, axis=0, keep_dims=True), tl.sum(two, axis=0, keep_dims=True)
+
+
+@triton.jit
+def _columns(
+    x, column, inside, pivot, rows, stride, first, step,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
+    """The sums over the finite elements; checking each is left for where some are not."""
+    count, one, two = _sums(
+        x, column, inside, pivot, rows, stride, first, step, False, ROWS, WIDTH, UNROLL, DOUBLE
+    )
+    lost = tl.sum((two < _INFINITE).to(tl.int32)) < WIDTH
+    if lost:
+        count, one, two = _sums(
+            x, column, inside, pivot, rows, stride, first, step, True, ROWS, WIDTH, UNROLL, DOUBLE
+        )
+    return count, one, two
+
+
+@triton.jit
+def _store(at, capacity, inside, count, one, two, pivot):
+    """Write count, mean and m2 of some columns to a page of ``[3, capacity]``."""
+    share = 1.0 / tl.maximum(count, 1.0)
+    m2 = tl.maximum(two - one * one * share, 0.0)
+    tl.store(at, count, mask=inside)
+    tl.store(at + capacity, pivot.to(tl.float64) + one * share, mask=inside)
+    tl.store(at + 2 * tl.cast(capacity, tl.int64), m2, mask=inside)
+
+
+@triton.jit(do_not_specialize=["capacity", "offset", "rows", "parts"])
+def read_columns(
+    x, page, capacity, offset, rows, width, parts,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
+    """Moments of the columns of ``[rows, width]``, the rows dealt out to ``parts`` programs."""
+    column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)[None, :]
+    part = tl.program_id(1)
+    inside = column < width
+    begin = (part * ROWS * UNROLL).to(tl.int64) * width
+    pivot = _pivot(x + begin + column, inside, DOUBLE)
+    count, one, two = _columns(
+        x, column, inside, pivot, rows, width, part, parts, ROWS, WIDTH, UNROLL, DOUBLE
+    )
+    at = page + offset + part.to(tl.int64) * width + column
+    _store(at, capacity, inside, count, one, two, pivot)
+
+
+@triton.jit(do_not_specialize=["capacity", "offset", "samples", "width", "parts"])
+def read_images(
+    x, page, image, capacity, offset, samples, width, run, parts,
+    IMAGE: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
+    """Moments of the channels of ``[samples, width, run]``; with IMAGE also means at each place.
+
+    A program takes WIDTH places of one channel and a share of the samples.
+    """
+    channel = tl.program_id(0)
+    part = tl.program_id(2)
+    place = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)[None, :]
+    inside = place < run
+    stride = width.to(tl.int64) * run
+    x += channel.to(tl.int64) * run
+    pivot = _pivot(x + (part * ROWS * UNROLL).to(tl.int64) * stride + place * 0, inside, DOUBLE)
+    count, one, two = _columns(
+        x, place, inside, pivot, samples, stride, part, parts, ROWS, WIDTH, UNROLL, DOUBLE
+    )
+    if IMAGE:
+        mean = pivot.to(tl.float64) + one / tl.maximum(count, 1.0)
+        tl.store(image + channel.to(tl.int64) * run + place, mean, mask=inside)
+    number = (tl.program_id(1) * parts + part).to(tl.int64)
+    at = page + offset + number * width + channel + tl.zeros([1, 1], tl.int64)
+    count = tl.sum(count, axis=1, keep_dims=True)
+    one = tl.sum(one, axis=1, keep_dims=True)
+    two = tl.sum(two, axis=1, keep_dims=True)
+    first = tl.max(tl.where(inside, pivot, -_INFINITE), axis=1, keep_dims=True)  # all are equal
+    _store(at, capacity, count >= 0, count, one, two, first)
+
+
+@triton.jit(do_not_specialize=["total", "start", "capacity", "columns"])
+def merge_parts(
+    record, total, start, page, capacity, table, columns, inverse,
+    SCALED: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Merge the parts of a page into the columns of a record, from ``start`` on.
+
+    ``table`` ``[4, columns]``: where the first part of a column stands, how far the next one lies
+    behind it, how many there are, and whether its numbers are divided by the loss scale.
+    """
+    column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)[None, :]
+    inside = column < columns
+    base = tl.load(table + column, mask=inside, other=0)
+    behind = tl.load(table + columns + column, mask=inside, other=0)
+    parts = tl.load(table + 2 * columns + column, mask=inside, other=0)
+    to = record + start + column
+    squares = 2 * tl.cast(capacity, tl.int64)
+    count = tl.load(to, mask=inside, other=0.0)
+    mean = tl.load(to + total, mask=inside, other=0.0)
+    m2 = tl.load(to + 2 * tl.cast(total, tl.int64), mask=inside, other=0.0)
+    factor = tl.full([1, WIDTH], 1.0, tl.float64)
+    if SCALED:
+        scaled = tl.load(table + 3 * columns + column, mask=inside, other=0)
+        factor = tl.where(scaled > 0, tl.load(inverse), factor)
+    for first in range(0, tl.max(parts), PARTS):
+        part = first + tl.arange(0, PARTS)[:, None]
+        here = inside & (part < parts)
+        at = page + base + part * behind
+        number = tl.load(at, mask=here, other=0.0)
+        its_mean = tl.load(at + capacity, mask=here, other=0.0)
+        its_m2 = tl.load(at + squares, mask=here, other=0.0)
+        more = tl.sum(number, axis=0, keep_dims=True)
+        middle = tl.sum(number * its_mean, axis=0, keep_dims=True) / tl.maximum(more, 1.0)
+        away = its_mean - middle
+        spread = tl.sum(its_m2 + number * away * away, axis=0, keep_dims=True)
+        together = count + more
+        share = more / tl.maximum(together, 1.0)
+        step = middle * factor - mean
+        m2 += spread * factor * factor + step * step * count * share
+        mean += step * share
+        count = together
+    tl.store(to, count, mask=inside)
+    tl.store(to + total, mean, mask=inside)
+    tl.store(to + 2 * tl.cast(total, tl.int64), m2, mask=inside)
