@@ -8,8 +8,6 @@
 
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
-
 #define LANES 16
 #define BLOCK 32               /* additions in single precision, one after the other */
 #define AHEAD 1024             /* elements of a run that are asked for before they are read */

@@ -3,17 +3,10 @@
 #ifndef SHIFTSCOPE_KERNELS_H
 #define SHIFTSCOPE_KERNELS_H
 
+#include "_compiled.h"
 #include "_moments.h"
 
 #pragma GCC visibility push(hidden) /* no name of these meets one of another library */
-
-/* One binary serves all processors: the loader takes the widest clone that the machine runs. */
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
-#pragma GCC optimize("O3", "no-math-errno", "no-trapping-math")
-#define WIDEST __attribute__((target_clones("avx512f", "arch=haswell", "default")))
-#else
-#define WIDEST
-#endif
 
 #define TILE 1024  /* columns whose sums stay near the processor */
 #define TOGETHER 4 /* runs of one column that are read at a time */

@@ -12,14 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#define HAVE_THREADS 1
-#endif
-
 #define SHORT 64             /* runs below this are read as columns */
 #define PER_THREAD (1 << 18) /* elements that are worth a thread of their own */
-#define MAX_THREADS 64
 #define CANCELLED 0.1        /* a variance below this share of the mean square about the pivot */
 
 /* -- sums of a tensor ---------------------------------------------------------------------------- */
@@ -153,25 +147,6 @@ static void *work(void *given)
     return NULL;
 }
 
-static void run_all(Share *shares, int number)
-{
-#ifdef HAVE_THREADS
-    pthread_t threads[MAX_THREADS];
-    int started[MAX_THREADS] = {0};
-    for (int i = 1; i < number; i++)
-        started[i] = pthread_create(&threads[i], NULL, work, &shares[i]) == 0;
-    work(&shares[0]);
-    for (int i = 1; i < number; i++)
-        if (started[i])
-            pthread_join(threads[i], NULL);
-        else
-            work(&shares[i]);
-#else
-    for (int i = 0; i < number; i++)
-        work(&shares[i]);
-#endif
-}
-
 static int threads_for(const Source *x, int64_t parts, int64_t most)
 {
     int64_t wanted = x->rows * x->width * x->run / PER_THREAD;
@@ -205,7 +180,7 @@ int read_moments(const Source *x, Moments to, double *image, int64_t most)
         shares[i] = (Share){x, parts * i / number, parts * (i + 1) / number,
                             {memory, own, own + width}, image, by_place};
     }
-    run_all(shares, number);
+    run_all(work, shares, sizeof *shares, number);
     Sums all = shares[0].sums;
     for (int i = 1; i < copies; i++)
         for (int64_t c = 0; c < width; c++) {
