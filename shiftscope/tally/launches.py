@@ -14,12 +14,12 @@ from torch import Tensor
 
 __all__ = ["Launch", "kernels"]
 
-_THREADS, _VECTOR = 128, 16
-"""Threads of a program, and bytes that a thread loads at once."""
+_THREADS = 128
 _UNROLL = 8
+"""Loads of a thread that are on their way at once."""
 _LINE = 64
 """Columns of a tile: a whole number of cache lines for each row."""
-_PROGRAMS = 512
+_PROGRAMS = 1024
 """Programs that keep a GPU busy; more of them would only make more parts to merge."""
 _MOST_PARTS = 256
 
@@ -77,7 +77,7 @@ class Launch:
 
     def _images(self, x: Tensor, run: int, image: bool) -> None:
         samples = x.shape[0]
-        width = min(_THREADS * _VECTOR // x.element_size(), _power(run))
+        width = min(_tile(x), _power(run))
         height, unroll, down = _cut(x, width, samples)
         across = -(-run // width)
         deep = 1 if image else _shares(down, across * self.width)
@@ -133,9 +133,14 @@ class Launch:
             compiled(address, page.address, place, *rest, stream=stream)
 
 
+def _tile(x: Tensor) -> int:
+    """Elements that a program loads at once: four for each thread, of 16 bytes at most."""
+    return _THREADS * min(4, 16 // x.element_size())
+
+
 def _cut(x: Tensor, width: int, rows: int) -> tuple[int, int, int]:
     """Rows of a tile, tiles that are loaded at once, and how many such turns all rows need."""
-    height = max(1, _THREADS * _VECTOR // (x.element_size() * width))
+    height = max(1, _tile(x) // width)
     unroll = min(_UNROLL, _power(-(-rows // height)))
     return height, unroll, -(-rows // (height * unroll))
 

@@ -64,23 +64,6 @@ def _sums(
 
 
 @triton.jit
-def _columns(
-    x, column, inside, pivot, rows, stride, first, step,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr, DOUBLE: tl.constexpr,
-):  # fmt: skip
-    """The sums over the finite elements; checking each is left for where some are not."""
-    count, one, two = _sums(
-        x, column, inside, pivot, rows, stride, first, step, False, ROWS, WIDTH, UNROLL, DOUBLE
-    )
-    lost = tl.sum((two < _INFINITE).to(tl.int32)) < WIDTH
-    if lost:
-        count, one, two = _sums(
-            x, column, inside, pivot, rows, stride, first, step, True, ROWS, WIDTH, UNROLL, DOUBLE
-        )
-    return count, one, two
-
-
-@triton.jit
 def _store(at, capacity, inside, count, one, two, pivot):
     """Write count, mean and m2 of some columns to a page of ``[3, capacity]``."""
     share = 1.0 / tl.maximum(count, 1.0)
@@ -88,6 +71,15 @@ def _store(at, capacity, inside, count, one, two, pivot):
     tl.store(at, count, mask=inside)
     tl.store(at + capacity, pivot.to(tl.float64) + one * share, mask=inside)
     tl.store(at + 2 * tl.cast(capacity, tl.int64), m2, mask=inside)
+
+
+@triton.jit
+def _some_lost(two, WIDTH: tl.constexpr):
+    """1 where some squares are not finite, else 0.
+
+    It is the number of turns of a loop: carrying tensors through an ``if`` breaks Triton 3.6.
+    """
+    return (tl.sum((two < _INFINITE).to(tl.int32)) < WIDTH).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["capacity", "offset", "rows", "parts"])
@@ -101,11 +93,27 @@ def read_columns(
     inside = column < width
     begin = (part * ROWS * UNROLL).to(tl.int64) * width
     pivot = _pivot(x + begin + column, inside, DOUBLE)
-    count, one, two = _columns(
-        x, column, inside, pivot, rows, width, part, parts, ROWS, WIDTH, UNROLL, DOUBLE
-    )
     at = page + offset + part.to(tl.int64) * width + column
+    count, one, two = _sums(
+        x, column, inside, pivot, rows, width, part, parts, False, ROWS, WIDTH, UNROLL, DOUBLE
+    )
     _store(at, capacity, inside, count, one, two, pivot)
+    for _ in range(_some_lost(two, WIDTH)):  # then each element is checked
+        count, one, two = _sums(
+            x, column, inside, pivot, rows, width, part, parts, True, ROWS, WIDTH, UNROLL, DOUBLE
+        )
+        _store(at, capacity, inside, count, one, two, pivot)
+
+
+@triton.jit
+def _store_image(
+    at, capacity, image, inside, count, one, two, pivot, IMAGE: tl.constexpr
+):  # fmt: skip
+    """Write the moments over all places, and with IMAGE the means at each of them."""
+    if IMAGE:
+        mean = pivot.to(tl.float64) + one / tl.maximum(count, 1.0)
+        tl.store(image, mean, mask=inside)
+    _store(at, capacity, True, tl.sum(count), tl.sum(one), tl.sum(two), pivot)
 
 
 @triton.jit(do_not_specialize=["capacity", "offset", "samples", "width", "parts"])
@@ -124,20 +132,19 @@ def read_images(
     inside = place < run
     stride = width.to(tl.int64) * run
     x += channel.to(tl.int64) * run
-    pivot = _pivot(x + (part * ROWS * UNROLL).to(tl.int64) * stride + place * 0, inside, DOUBLE)
-    count, one, two = _columns(
-        x, place, inside, pivot, samples, stride, part, parts, ROWS, WIDTH, UNROLL, DOUBLE
-    )
-    if IMAGE:
-        mean = pivot.to(tl.float64) + one / tl.maximum(count, 1.0)
-        tl.store(image + channel.to(tl.int64) * run + place, mean, mask=inside)
+    image += channel.to(tl.int64) * run + place
+    pivot = _pivot(x + (part * ROWS * UNROLL).to(tl.int64) * stride, True, DOUBLE)
     number = (tl.program_id(1) * parts + part).to(tl.int64)
-    at = page + offset + number * width + channel + tl.zeros([1, 1], tl.int64)
-    count = tl.sum(count, axis=1, keep_dims=True)
-    one = tl.sum(one, axis=1, keep_dims=True)
-    two = tl.sum(two, axis=1, keep_dims=True)
-    first = tl.max(tl.where(inside, pivot, -_INFINITE), axis=1, keep_dims=True)  # all are equal
-    _store(at, capacity, count >= 0, count, one, two, first)
+    at = page + offset + number * width + channel
+    count, one, two = _sums(
+        x, place, inside, pivot, samples, stride, part, parts, False, ROWS, WIDTH, UNROLL, DOUBLE
+    )
+    _store_image(at, capacity, image, inside, count, one, two, pivot, IMAGE)
+    for _ in range(_some_lost(two, WIDTH)):  # then each element is checked
+        count, one, two = _sums(
+            x, place, inside, pivot, samples, stride, part, parts, True, ROWS, WIDTH, UNROLL, DOUBLE
+        )
+        _store_image(at, capacity, image, inside, count, one, two, pivot, IMAGE)
 
 
 @triton.jit(do_not_specialize=["total", "start", "capacity", "columns"])
