@@ -21,18 +21,15 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from clocks import bandwidth, clock, floor, profiled
 from peers import PEERS
-from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 from workloads import NAMES, Workload, build
 
 import shiftscope as ss
@@ -79,9 +76,6 @@ def block(work: Workload) -> Step:
     return work.step
 
 
-WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "aten::item")
-"""Not cudaDeviceSynchronize: the profiler's own."""
-
 ROWS: dict[str, Callable[[Workload], Step]] = {
     "A/A": bare,
     "shiftscope, every step": every_step,
@@ -89,22 +83,6 @@ ROWS: dict[str, Callable[[Workload], Step]] = {
     "shiftscope, detached": detached,
 }
 ON_CUDA = {"A/A, 50 steps": block, "shiftscope, 1 step in 50": sampled}
-
-
-def clock(run: Step, device: str, steps: int = 1) -> float:
-    """Milliseconds of one step, over a block of them."""
-    if device == "cpu":
-        start = time.process_time_ns()
-        for _ in range(steps):
-            run()
-        return (time.process_time_ns() - start) / 1e6 / steps
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(steps):
-        run()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / steps
 
 
 def ratio(run: Step, base: Step, pairs: int, device: str, steps: int) -> dict[str, float]:
@@ -158,57 +136,27 @@ def measured(
 ) -> dict[str, Any]:
     base, other = build(name, device, dtype), build(name, device, dtype)
     found: dict[str, Any] = {"what": name, "row": row}
-    steps = 1 if device == "cpu" else (50 if make in (sampled, block) else 10)
+    steps = 1 if device == "cpu" else 10
+    if make in (sampled, block):
+        steps, pairs = 50, max(3, pairs // 2)
     try:
         found |= ratio(make(other), base.step, pairs, device, steps)
         if device == "cuda" and make is every_step:
-            found |= floor(other, found["ms"] - found["bare_ms"]) | profiled(other)
+            found |= floor(read_in(other), found["ms"] - found["bare_ms"])
+            found |= profiled(other.step)
     except (ImportError, RuntimeError) as error:
         return found | {"skipped": str(error).splitlines()[0]}
     return found
 
 
-def floor(work: Workload, added: float) -> dict[str, float]:
-    """Bytes a recorded step reads, the time a copy of as many takes, and the added time over it."""
+def read_in(work: Workload) -> list[int]:
+    """Bytes of each tensor that a recorded step reads."""
     probe = work.model.__dict__["_benchmark_probe"]
-    work.optimizer.zero_grad()
-    F.cross_entropy(work.model(work.x).flatten(0, -2), work.y.flatten()).backward()
+    work.forward().backward()
     (recorder,) = probe._recorders.values()
     read = {id(found): found for _, found in recorder._pending}.values()
-    sizes = [r.rows * r.width * (4, 8, 2, 2)[r.dtype] for r in read]
     work.optimizer.step()
-    limit = sum(sizes) / bandwidth() * 1e3
-    return {
-        "tensors_read": len(sizes),
-        "stream_mb": sum(sizes) / 1e6,
-        "floor_ms": limit,
-        "added_over_floor": added / limit,
-    }
-
-
-@cache
-def bandwidth() -> float:
-    """Bytes per second, read plus written, of a copy of 2 GB on the GPU."""
-    source = torch.randn(2**29, device="cuda")
-    target = torch.empty_like(source)
-    times = [clock(lambda: target.copy_(source), "cuda", 5) for _ in range(9)]
-    return 2 * source.nbytes / (statistics.median(times) / 1e3)
-
-
-def profiled(work: Workload) -> dict[str, Any]:
-    """What the GPU and the host did in one recorded step."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        work.step()
-    events = seen.key_averages()
-    ours = [e for e in events if e.key.startswith(("read_columns", "read_images", "merge_parts"))]
-    return {
-        "profile": {
-            "kernels_of_the_probe": sum(e.count for e in ours),
-            "their_ms": sum(e.device_time_total for e in ours) / 1e3,
-            "copies_to_host": sum(e.count for e in events if "DtoH" in e.key),
-            "waits": sum(e.count for e in events if e.key in WAITS),
-        }
-    }
+    return [r.rows * r.width * (4, 8, 2, 2)[r.dtype] for r in read]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -265,6 +213,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--workloads", nargs="+", choices=NAMES, default=["mlp", "gpt", "resnet"])
     parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs a row")
+    parser.add_argument(
+        "--rows", nargs="+", default=[""], help="only rows that contain one of these"
+    )
     parser.add_argument("--budget-steps", type=int, default=300, help="0: leave that row out")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -275,7 +226,8 @@ def main() -> None:
     for name in options.workloads:
         more = ON_CUDA if options.device == "cuda" else {}
         for row, make in {**ROWS, **more, **PEERS}.items():
-            rows.append(measured(name, row, make, options.pairs, options.device, dtype))
+            if not options.rows or row in options.rows:
+                rows.append(measured(name, row, make, options.pairs, options.device, dtype))
         if options.budget_steps:
             rows.append(budgeted(name, options.budget_steps, options.device, dtype))
     print(table(rows))
@@ -285,8 +237,21 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"overhead-{options.device}-{options.dtype}-{now:%Y-%m-%d}.json"
         content = {"date": now.isoformat(timespec="seconds"), **told, "rows": rows}
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        path.write_text(json.dumps(joined(path, content), indent=1) + "\n")
         print(path)
+
+
+def joined(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """With the rows measured earlier on the same day, on the same machine, in the same file."""
+    if not path.exists():
+        return content
+    before = json.loads(path.read_text())
+    same = ("torch", "machine", "gpu", "dtype")
+    if any(before[key] != content[key] for key in same):
+        return content
+    new = {(row["what"], row["row"]) for row in content["rows"]}
+    kept = [row for row in before["rows"] if (row["what"], row["row"]) not in new]
+    return content | {"rows": kept + content["rows"]}
 
 
 if __name__ == "__main__":

@@ -68,12 +68,9 @@ class DeviceReaders:
             scale = None if inverse is None else inverse.to(reader.device)
             yield from reader.merge(writes, gradient, scale)
 
-    def close(self) -> Iterator[Totals]:
+    def close(self) -> list[Totals]:
         """The accumulators of the steps so far; new ones begin."""
-        for reader in self._known():
-            totals = reader.close()
-            if totals is not None:
-                yield totals
+        return [totals for reader in self._known() for totals in reader.close()]
 
     def clear(self) -> None:
         """Forget the readings of the running step."""

@@ -42,8 +42,8 @@ class LeanRecorder(Ledger):
 
     def _fold(self) -> None:
         """Move what was merged so far into the totals of the window."""
-        compiled = None if self._compiled is None else self._compiled.close()
-        for totals in (compiled, *self._devices.close(), self._kernels.close()):
+        compiled = [] if self._compiled is None else self._compiled.close()
+        for totals in (*compiled, *self._devices.close(), self._kernels.close()):
             if totals is not None:
                 self._add_all(totals)
 

@@ -2,13 +2,15 @@
 
 A reader writes the moments of every tensor of a step to pages of columns; at the end of the step
 the pages are merged at once into the totals of the window. Steps of another structure (another set
-of tensors, a ragged last batch) get totals of their own.
+of tensors, another order) get totals of their own, which wait beside them: closing totals on a GPU
+waits for the GPU.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -20,8 +22,11 @@ from shiftscope.tally.native import EPS
 
 __all__ = ["PagedReader", "Structure", "Totals"]
 
-Structure = tuple[tuple[int, ...], tuple[int, ...]]
-"""Slots in order of writing, and number of the reading each one got."""
+Structure = tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]
+"""Slots in order of writing, number of the reading each one got, width and dtype of each."""
+
+_STRUCTURES = 16
+"""Structures whose totals are kept open; a training loop alternates between a few."""
 
 
 class Totals(ABC):
@@ -42,13 +47,7 @@ class Totals(ABC):
         self.widths = [reading.width for reading in readings]
         self.ends = list(accumulate(self.widths))
         self._eps = [EPS[reading.dtype] for reading in readings]
-        self._shapes = list(zip(self.widths, self._eps, strict=True))
         self._rows = [0] * len(readings)
-
-    def fits(self, key: Structure, readings: Sequence[Any]) -> bool:
-        """Whether a step has this structure."""
-        shapes = [(r.width, EPS[r.dtype]) for r in readings]
-        return self.key == key and shapes == self._shapes
 
     def add(self, pages: Sequence[Any], readings: Sequence[Any], inverse: Tensor | None) -> None:
         """Merge one step (Chan, Golub, LeVeque 1983).
@@ -71,7 +70,7 @@ class Totals(ABC):
         mean = torch.where(count > 0, mean, torch.nan)
         std = (m2 / count.clamp(min=1.0)).sqrt()
         scale = torch.maximum(mean.nan_to_num().abs(), std)
-        for slot, number in zip(*self.key, strict=True):
+        for slot, number in zip(*self.key[:2], strict=True):
             at = slice(self.ends[number] - self.widths[number], self.ends[number])
             moments = Moments(count[at].long(), mean[at], m2[at], self._eps[number], scale[at])
             yield slot, moments, self._rows[number] - count[at]
@@ -80,7 +79,9 @@ class Totals(ABC):
 class PagedReader(ABC):
     """Readings of the running step, and accumulators of the steps before it."""
 
-    _totals: Totals | None = None
+    @cached_property
+    def _open(self) -> dict[Structure, Totals]:
+        return {}
 
     @abstractmethod
     def take(self) -> tuple[list[Any], Any]:
@@ -108,30 +109,30 @@ class PagedReader(ABC):
             inverse: One over the loss scale, or None.
 
         Yields:
-            Accumulators of earlier steps of another structure, which are closed now.
+            Accumulators of another structure that are closed now, as there were too many.
         """
         readings, pages = self.take()
         # Not what another thread read before the last merging and wrote down after it.
         known = [(slot, r.number) for slot, r in writes if _holds(readings, r)]
         if known:
             slots, numbers = zip(*known, strict=True)
-            key: Structure = (slots, numbers)
-            totals = self._totals
-            if totals is None or not totals.fits(key, readings):
-                self._totals = None
-                if totals is not None:
-                    yield totals
+            key: Structure = (slots, numbers, tuple([(r.width, r.dtype) for r in readings]))
+            totals = self._open.get(key)
+            if totals is None:
+                if len(self._open) == _STRUCTURES:
+                    yield self._open.pop(next(iter(self._open)))
                 flags = [False] * len(readings)
                 for slot, number in known:
                     flags[number] |= gradient[slot]
-                totals = self._totals = self._new(key, readings, flags)
+                totals = self._open[key] = self._new(key, readings, flags)
             totals.add(pages, readings, inverse)
         self.give_back(pages)
 
-    def close(self) -> Totals | None:
+    def close(self) -> list[Totals]:
         """The accumulators of the steps so far; new ones begin."""
-        totals, self._totals = self._totals, None
-        return totals
+        closed = list(self._open.values())
+        self._open.clear()
+        return closed
 
 
 def _holds(readings: Sequence[Any], reading: Any) -> bool:

@@ -130,7 +130,8 @@ class DeviceReader:
         with self._lock:
             readings, self.readings = self.readings, []
             pages, self._pages = self._pages, []
-            self._size = max(_FIRST, 2 * sum(page.used for page in pages))
+            used = sum(page.used for page in pages)
+            self._size = max(_FIRST, used + used // 8)
         return readings, pages
 
     def give_back(self, pages: list[Page]) -> None:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 __all__ = ["Launch", "kernels"]
 
-_THREADS = 128
-_UNROLL = 8
-"""Loads of a thread that are on their way at once."""
+_THREADS, _UNROLL = 64, 8
+"""Threads of a program, and loads of each that are on their way at once."""
 _LINE = 64
 """Columns of a tile: a whole number of cache lines for each row."""
 _PROGRAMS = 1024
 """Programs that keep a GPU busy; more of them would only make more parts to merge."""
-_MOST_PARTS = 256
+_MOST_PARTS, _FEWEST_ROWS = 256, 128
+"""Parts of a tensor, and rows of each: what is written stays far below what is read."""
 
 
 _stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
@@ -68,7 +68,7 @@ class Launch:
         width = min(_LINE, max(8, _power(self.width)))
         height, unroll, down = _cut(x, width, self.rows)
         across = -(-self.width // width)
-        self.parts = _shares(down, across)
+        self.parts = _shares(down, across, self.rows)
         self._kernel, self._grid = kernels().read_columns, (across, self.parts, 1)
         self._sizes: tuple[Any, ...] = (
             *(self.rows, self.width, self.parts),
@@ -80,7 +80,7 @@ class Launch:
         width = min(_tile(x), _power(run))
         height, unroll, down = _cut(x, width, samples)
         across = -(-run // width)
-        deep = 1 if image else _shares(down, across * self.width)
+        deep = 1 if image else _shares(down, across * self.width, self.rows)
         self.parts = across * deep
         if image:
             self.places = (self.width, run)
@@ -145,9 +145,10 @@ def _cut(x: Tensor, width: int, rows: int) -> tuple[int, int, int]:
     return height, unroll, -(-rows // (height * unroll))
 
 
-def _shares(tiles: int, programs: int) -> int:
+def _shares(tiles: int, programs: int, rows: int) -> int:
     """Programs that share the tiles of a column."""
-    return min(tiles, max(1, min(_MOST_PARTS, _PROGRAMS // programs)))
+    most = min(tiles, _MOST_PARTS, _PROGRAMS // programs, rows // _FEWEST_ROWS)
+    return max(1, most)
 
 
 def _power(number: int) -> int:

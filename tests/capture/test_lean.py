@@ -140,10 +140,11 @@ def test_values_that_are_not_finite_leave_the_others_alone(reader: str) -> None:
     probe = ss.watch(model, every=1)
     batches = [torch.tensor([[1.0, 2.0], [3.0, 4.0]]) + k for k in range(3)]
     batches[1][0, 1] = torch.inf
-    for x in batches:
-        model(x)
-        probe.step()
-    got = probe.snapshot()
+    with np.errstate(invalid="ignore"):  # Triton's interpreter computes with numpy
+        for x in batches:
+            model(x)
+            probe.step()
+        got = probe.snapshot()
     stream = got.records["0"].streams["z"]
     probe.detach()
     # An infinite input times a weight of 0 is NaN: one row of each neuron is left out, or, by

@@ -27,6 +27,8 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+    pytest.mark.filterwarnings("ignore:.*TensorFloat32 tensor cores"),  # from inductor
+    pytest.mark.filterwarnings("ignore:.*Profiler clears events"),
 ]
 
 COLUMNS = ["count", "z_mean", "z_var", "a_mean", "a_var", "grad_z_mean", "grad_z_var", "grad_a_var"]
@@ -176,6 +178,8 @@ def test_the_numbers_are_those_of_analyze(name: str, reader: str) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
     batches = [torch.randn(shape, device="cuda") for _ in range(4)]
     loss: Callable[[Any, Any], Tensor] = lambda out, _: out.square().sum()  # noqa: E731
     data = [(x, torch.zeros(1)) for x in batches]
@@ -186,9 +190,11 @@ def test_the_numbers_are_those_of_analyze(name: str, reader: str) -> None:
             optimizer.zero_grad()
             loss(model(x), None).backward()
             optimizer.step()
-    got = probe.trace.last.neurons
-    both = want.merge(got, on=["site", "neuron"], suffixes=("", "_got"))
-    assert len(both) == len(want)
+    got = probe.trace.last
+    both = want.merge(got.neurons, on=["site", "neuron"], suffixes=("", "_got"))
+    assert len(both) == len(got.neurons)
+    missing = {site.partition(":")[0] for site in set(want.site) - set(both.site)}
+    assert missing <= {path for path, _ in got.gaps}  # inside a fused kernel: said so
     for column in COLUMNS:
         one, other = both[column].to_numpy(), both[f"{column}_got"].to_numpy()
         np.testing.assert_allclose(
@@ -282,7 +288,7 @@ def test_a_captured_graph_is_told() -> None:
     probe.step()
     snapshot = probe.snapshot()
     probe.detach()
-    assert any("CUDA graph" in gap.reason for gap in snapshot.gaps)
+    assert any("CUDA graph" in reason for _, reason in snapshot.gaps)
 
 
 def test_no_memory_is_kept() -> None:

@@ -17,6 +17,8 @@ from shiftscope.fix.unroll import Unroll
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # from inductor, as the next
+    pytest.mark.filterwarnings("ignore:.*TensorFloat32 tensor cores"),
 ]
 
 
