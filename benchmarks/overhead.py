@@ -213,9 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--workloads", nargs="+", choices=NAMES, default=["mlp", "gpt", "resnet"])
     parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs a row")
-    parser.add_argument(
-        "--rows", nargs="+", default=[""], help="only rows that contain one of these"
-    )
+    parser.add_argument("--rows", nargs="+", help="names of the rows wanted; default: all")
     parser.add_argument("--budget-steps", type=int, default=300, help="0: leave that row out")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

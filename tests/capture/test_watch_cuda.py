@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -181,7 +181,11 @@ def test_the_numbers_are_those_of_analyze(name: str, reader: str) -> None:
         if isinstance(module, nn.MultiheadAttention):
             module.dropout = 0.0
     batches = [torch.randn(shape, device="cuda") for _ in range(4)]
-    loss: Callable[[Any, Any], Tensor] = lambda out, _: out.square().sum()  # noqa: E731
+
+    def loss(out: Tensor, _: Any) -> Tensor:
+        # A layer norm at the end makes the plain sum of squares a constant.
+        return (out * torch.linspace(0.5, 1.5, out.shape[-1], device=out.device)).square().sum()
+
     data = [(x, torch.zeros(1)) for x in batches]
     want = ss.analyze(model, data, loss, dtype=torch.float64).neurons
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -197,9 +201,9 @@ def test_the_numbers_are_those_of_analyze(name: str, reader: str) -> None:
     assert missing <= {path for path, _ in got.gaps}  # inside a fused kernel: said so
     for column in COLUMNS:
         one, other = both[column].to_numpy(), both[f"{column}_got"].to_numpy()
-        np.testing.assert_allclose(
-            other, one, rtol=2e-3, atol=2e-5 * np.nanmax(np.abs(one)) + 1e-12, err_msg=column
-        )
+        size = both[column.replace("mean", "var")].to_numpy() ** (0.5 if "mean" in column else 1)
+        atol = 1e-4 * np.nanmax(size)  # training runs in float32, the reference in float64
+        np.testing.assert_allclose(other, one, rtol=2e-3, atol=atol, err_msg=column)
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
@@ -306,7 +310,7 @@ def test_no_memory_is_kept() -> None:
         return torch.cuda.memory_allocated()
 
     bare = steps(3)
-    with ss.watch(model, optimizer, every=1, window=50):
+    with ss.watch(model, optimizer, every=1, window=50, rows=64):
         first = steps(60)
         # pages and totals: 24 bytes a part of a neuron; one activation alone has 8 MB
         assert first - bare < 8 * 2**20

@@ -50,8 +50,10 @@ def test_constrained_rescaled_and_released_as_on_the_cpu(method: str) -> None:
         torch.testing.assert_close(net(x.to(device)), y)
         assert all(p.device.type == device for p in net.parameters())
         results.append(y.cpu())
+    # torch's own kernel of the weight norm takes roots in single precision, whatever the dtype
+    tolerance = 1e-6 if method == "weight_norm" else 1e-8
     if method != "spectral_norm":
-        torch.testing.assert_close(*results, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
 
 
 def test_rescaling_leaves_the_random_state_of_the_device() -> None:
