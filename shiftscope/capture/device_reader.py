@@ -21,6 +21,7 @@ class DeviceReaders:
 
     def __init__(self) -> None:
         self._readers: dict[torch.device, _Reader | None] = {}
+        self._failed: set[torch.device] = set()
 
     def read(self, x: Tensor, slot: int, kind: int, image: bool) -> Parts | None:
         """Read a tensor whose neurons lie in the last dimension or the second.
@@ -39,17 +40,17 @@ class DeviceReaders:
             reader = self._readers[device]
         except KeyError:
             reader = self._readers[device] = _Reader(device) if usable(device) else None
-        if reader is None:
+        if reader is None or device in self._failed:
             return None
         try:
             return reader.read_any(x, slot, kind, image)
         except Exception as error:
             # Triton compiles when it is first called: no C compiler, a GPU it does not know, ...
             # Training goes on, and torch's own kernels read from now on.
-            self._readers[device] = None
+            self._failed.add(device)
             warnings.warn(
                 f"shiftscope reads on {device} by torch's kernels, in more passes: Triton failed "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+                f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -117,7 +117,12 @@ class DeviceReader:
         parts = Parts(slot, launch, x.dtype)
         with self._lock:
             page = self._page_for(parts)
-        parts.image = launch(x, address, page, parts.offset)
+        try:
+            parts.image = launch(x, address, page, parts.offset)
+        except BaseException:
+            columns = parts.parts * parts.width  # taken, and never written
+            page.data[:, parts.offset : parts.offset + columns].zero_()
+            raise
         return parts
 
     @property

@@ -20,6 +20,7 @@ from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.readings import IMAGE, ROWS, read, read_centred
 from shiftscope.capture.recorder import Settings
 from shiftscope.record import SiteInfo
+from shiftscope.tally.launches import Launch
 from shiftscope.tally.native import built
 
 Rows = npt.NDArray[np.float64]
@@ -340,3 +341,57 @@ def test_another_thread_may_read_while_a_step_is_merged(reader: str) -> None:
     assert (moments.mean == 2.0).all()
     assert (moments.m2 == 0.0).all()
     assert (moments.count >= 20 * 100).all()
+
+
+def test_structures_that_alternate_stay_open(reader: str) -> None:
+    if reader == "torch":
+        pytest.skip("torch's kernels keep one structure open")
+    torch.manual_seed(0)
+    body, one, other = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 3)
+    model = nn.ModuleDict({"body": body, "one": one, "other": other})
+    model.forward = lambda x, head: model[head](body(x))  # type: ignore[method-assign]
+    batches = [torch.randn(8, 4) for _ in range(12)]
+    with ss.watch(model, every=1, window=50) as probe:
+        for number, x in enumerate(batches):
+            model(x, ("one", "other")[number % 2]).sum().backward()
+            probe.step()
+        recorder = probe._recorders["train"]
+        paged = recorder._compiled or next(iter(recorder._devices._readers.values()))
+        assert 2 <= len(paged._open) <= 4  # the first step of each is parsed in another order
+    records = probe.trace.last.records
+    z = torch.stack([body(x) for x in batches]).double().flatten(0, 1)
+    torch.testing.assert_close(records["body"].streams["z"].moments.mean, z.mean(0).detach())
+    assert records["body"].streams["z"].moments.count.tolist() == [96] * 6
+    assert records["one"].streams["z"].moments.count.tolist() == [48] * 2
+
+
+def run_steps(model: nn.Module, x: Tensor, probe: Any) -> None:
+    for _ in range(3):
+        model(x)
+        probe.step()
+
+
+def test_triton_that_fails_is_told_and_replaced(
+    reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reader != "triton":
+        pytest.skip("of the reader on a GPU")
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid()), torch.randn(6, 3)
+    launched = []
+    run = Launch._run
+
+    def fail_at_the_third(*given: Any) -> None:
+        launched.append(given)
+        if len(launched) == 3:
+            raise RuntimeError("no C compiler")
+        run(*given)
+
+    monkeypatch.setattr(Launch, "_run", fail_at_the_third)
+    with ss.watch(model, every=1) as probe:
+        with pytest.warns(RuntimeWarning, match=r"torch's kernels.*no C compiler"):
+            run_steps(model, x, probe)
+        got = probe.snapshot().records
+    for site, stream, want in (("0", "z", model[0](x)), ("1", "a", model(x))):
+        moments = got[site].streams[stream].moments
+        assert moments.count.tolist() == [18] * 4
+        torch.testing.assert_close(moments.mean, want.detach().double().mean(0), atol=1e-6, rtol=0)

@@ -1,0 +1,170 @@
+"""Moments read by Triton kernels: each element once, in any shape; in Triton's interpreter here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tally_support import interpret_triton, naive
+from torch import Tensor
+
+from shiftscope.tally import device
+from shiftscope.tally.device import DeviceReader, DeviceRecord
+from shiftscope.tally.launches import Launch
+
+CPU = torch.device("cpu")
+
+
+pytestmark = [  # the interpreter computes with numpy
+    pytest.mark.filterwarnings("ignore:invalid value encountered"),
+    pytest.mark.filterwarnings("ignore:overflow encountered"),
+]
+
+
+@pytest.fixture(autouse=True)
+def interpreter() -> None:
+    interpret_triton()
+
+
+def record_of(reader: DeviceReader, **options: Any) -> tuple[Tensor, list[Any]]:
+    """Everything read since the last call, merged."""
+    readings, pages = reader.take()
+    record = DeviceRecord(sum(r.width for r in readings), CPU)
+    start = first = 0
+    for page in pages:
+        gradient = options.get("gradient", [False] * len(readings))
+        flags = gradient[first : first + len(page.readings)]
+        start = record.merge(page, start, flags, options.get("inverse"))
+        first += len(page.readings)
+    reader.give_back(pages)
+    return record.data, readings
+
+
+def rows_of(x: Tensor, by_row: bool) -> np.ndarray:
+    dim = -1 if by_row else 1
+    return x.double().movedim(dim, -1).reshape(-1, x.shape[dim]).numpy()
+
+
+SHAPES = [
+    ((1, 3), True), ((7, 1), True), ((300, 17), True), ((700, 48), True), ((5, 70, 9), True),
+    ((4, 3, 5, 5), False), ((300, 2, 3), False), ((2, 5, 70), False), ((3, 4, 1, 1), False),
+    ((2, 2, 1100), False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("shape", "by_row"), SHAPES)
+def test_moments_of_every_shape(shape: tuple[int, ...], by_row: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(shape) + 100).to(dtype)
+    x.view(-1)[0] = torch.nan
+    x.view(-1)[-1] = torch.inf
+    for image in (False, True):
+        reader = DeviceReader(CPU)
+        got = reader.read(x, 5, by_row, image)
+        assert got is not None
+        data, readings = record_of(reader)
+        assert readings == [got]
+        assert (got.slot, got.width) == (5, x.shape[-1 if by_row else 1])
+        want = naive(rows_of(x, by_row))
+        np.testing.assert_array_equal(data[0], want["count"])
+        seen = want["count"] > 0
+        np.testing.assert_allclose(data[1][seen], want["mean"][seen], rtol=1e-9)
+        variance = (data[2] / data[0])[seen]
+        np.testing.assert_allclose(variance, want["var"][seen], rtol=2e-6, atol=1e-9)
+        if got.image is not None:
+            places = torch.where(x.isfinite(), x, torch.nan).double().nanmean(0).flatten(1)
+            known = places.isfinite()
+            torch.testing.assert_close(got.image[known], places[known], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-30, 1e-12, 1.0, 1e18, 1e37])
+def test_any_size_keeps_its_variance(size: float) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(200, 6).double() * size).float()
+    reader = DeviceReader(CPU)
+    reader.read(x, 0, True, False)
+    data, _ = record_of(reader)
+    np.testing.assert_allclose(data[2] / 200, x.double().var(0, unbiased=False), rtol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [1e1, 1e3, 1e5])
+def test_a_spread_far_below_the_mean_and_an_outlier_in_front(ratio: float) -> None:
+    torch.manual_seed(0)
+    x = 1.0 + torch.randn(500, 4) / ratio
+    x[0, 1] = 1e6
+    reader = DeviceReader(CPU)
+    reader.read(x, 0, True, False)
+    data, _ = record_of(reader)
+    np.testing.assert_allclose(data[2] / 500, x.double().var(0, unbiased=False), rtol=2e-6)
+
+
+def test_many_tensors_pages_and_steps() -> None:
+    torch.manual_seed(0)
+    reader = DeviceReader(CPU)
+    shapes = [((130, 9000), True), ((3, 7), True), ((4, 30000), True), ((2, 3, 5), False)]
+    pages = []
+    for _ in range(4):
+        tensors = [torch.randn(shape) for shape, _ in shapes]
+        for slot, (x, (_, by_row)) in enumerate(zip(tensors, shapes, strict=True)):
+            reader.read(x, slot, by_row, False)
+        assert reader.used == 39010
+        pages.append([id(page.data) for page in reader._pages])
+        data, readings = record_of(reader)
+        assert [r.slot for r in readings] == [0, 1, 2, 3]
+        assert reader.used == 0
+        want = [naive(rows_of(x, by)) for x, (_, by) in zip(tensors, shapes, strict=True)]
+        np.testing.assert_allclose(data[1], np.concatenate([w["mean"] for w in want]), atol=4e-7)
+        np.testing.assert_allclose(
+            data[2] / data[0], np.concatenate([w["var"] for w in want]), rtol=2e-6
+        )
+    assert len(pages[0]) == 2  # grown in the first step, one page from then on
+    assert pages[1] == pages[2] == pages[3]
+
+
+def test_gradients_are_divided_by_the_loss_scale() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 3)
+    reader = DeviceReader(CPU)
+    reader.read(x, 0, True, False)
+    reader.read(x, 1, True, False)
+    inverse = torch.tensor(0.25, dtype=torch.float64)
+    data, _ = record_of(reader, gradient=[False, True], inverse=inverse)
+    torch.testing.assert_close(data[1, 3:], data[1, :3] / 4)
+    torch.testing.assert_close(data[2, 3:], data[2, :3] / 16)
+
+
+def test_a_failed_read_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(40, 3)
+    reader = DeviceReader(CPU)
+    reader.read(x, 0, True, False)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(Launch, "_run", fail)
+    with pytest.raises(RuntimeError, match="no compiler"):
+        reader.read(torch.randn(9, 5), 1, True, False)
+    monkeypatch.undo()
+    data, _ = record_of(reader)
+    assert data[0].tolist() == [40.0] * 3 + [0.0] * 5
+    torch.testing.assert_close(data[1, :3], x.double().mean(0))
+    assert not data[2, 3:].any()
+
+
+def test_what_is_not_read() -> None:
+    reader = DeviceReader(CPU)
+    assert reader.read(torch.ones(3, 2, dtype=torch.int32), 0, True, False) is None
+    assert reader.readings == []
+    assert not device.usable(CPU)
+    assert not device.usable(torch.device("meta"))
+
+
+def test_parts_stay_few() -> None:
+    for shape in ((100_000, 3), (4096, 4096), (128, 256), (10, 100_000)):
+        x = torch.empty(shape, device="meta")
+        launch = Launch(x, True, False)
+        assert launch.parts <= max(1, shape[0] // 128)
+        assert launch.parts <= 256
