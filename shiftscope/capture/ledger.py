@@ -197,16 +197,16 @@ class Ledger(Recorder):
         return [slot for *_, known, slot in self._local.recent if known is reading]
 
     def _fresh(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Found:
-        image = self._imaged[slot]
-        if self._compiled is not None and kind != OTHER:
-            columns: Found | None = self._compiled.read_copy(tensor, slot, kind, image)
-            if columns is not None:
-                return columns
-        if kind != OTHER:
-            parts = self._devices.read(tensor, slot, kind, image)
-            if parts is not None:
-                return parts
-        return self._kernels.read(slot, tensor.detach(), kind, dim, image)
+        image, found = self._imaged[slot], None
+        if kind == OTHER:
+            pass
+        elif self._compiled is not None and tensor.is_cpu:
+            found = self._compiled.read_copy(tensor, slot, kind, image)
+        else:
+            found = self._devices.read(tensor, slot, kind, image)
+        return (
+            self._kernels.read(slot, tensor.detach(), kind, dim, image) if found is None else found
+        )
 
     # -- the end of a step ----------------------------------------------------------------------
 
