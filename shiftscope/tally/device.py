@@ -24,8 +24,10 @@ _FIRST = 2**15
 """Columns of the first page."""
 _MERGED = (16, 32)
 """Parts and columns that a program merges at once."""
-_LARGEST = 2**30
-"""More rows are not numbered in 32 bits."""
+_LARGEST, _LONGEST = 2**30, 2**20
+"""Rows that are numbered in 32 bits, and positions of a sample that do not make too many parts."""
+_KNOWN = 2**12
+"""Shapes that are remembered."""
 
 
 def usable(device: torch.device) -> bool:
@@ -111,8 +113,10 @@ class DeviceReader:
         key = (x.dtype, x.shape, by_row, image, address % 16)
         launch = self._launches.get(key)
         if launch is None:
-            if x.dtype not in _DTYPES or x.numel() // x.shape[-1 if by_row else 1] >= _LARGEST:
+            if not _suits(x, by_row):
                 return None
+            if len(self._launches) >= _KNOWN:
+                self._launches.clear()
             launch = self._launches[key] = Launch(x, by_row, image)
         parts = Parts(slot, launch, x.dtype)
         with self._lock:
@@ -163,6 +167,12 @@ class DeviceReader:
         page.readings.append(parts)
         self.readings.append(parts)
         return page
+
+
+def _suits(x: Tensor, by_row: bool) -> bool:
+    rows = x.numel() // x.shape[-1 if by_row else 1]
+    places = 1 if by_row else rows // x.shape[0]
+    return x.dtype in _DTYPES and rows <= _LARGEST and places <= _LONGEST
 
 
 class DeviceRecord:

@@ -23,7 +23,6 @@ _PROGRAMS = 1024
 _MOST_PARTS, _FEWEST_ROWS = 256, 128
 """Parts of a tensor, and rows of each: what is written stays far below what is read."""
 
-
 _stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 """The current stream of a device, as its address; what code compiled by torch itself uses."""
 

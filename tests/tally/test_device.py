@@ -157,9 +157,20 @@ def test_a_failed_read_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_not_read() -> None:
     reader = DeviceReader(CPU)
     assert reader.read(torch.ones(3, 2, dtype=torch.int32), 0, True, False) is None
+    assert reader.read(torch.empty(1, 2, 2**20 + 1), 0, False, False) is None
     assert reader.readings == []
     assert not device.usable(CPU)
     assert not device.usable(torch.device("meta"))
+
+
+def test_shapes_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_KNOWN", 3)
+    reader = DeviceReader(CPU)
+    for rows in range(2, 9):
+        reader.read(torch.full((rows, 2), 3.0), 0, True, False)
+        assert len(reader._launches) <= 3
+    data, _ = record_of(reader)
+    assert data[1].unique().tolist() == [3.0]
 
 
 def test_parts_stay_few() -> None:
