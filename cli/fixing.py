@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import shiftscope
@@ -28,6 +28,8 @@ from .prescriptions import lines, outlook, table
 from .terminal import say, show
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from shiftscope.comparison import Comparison
     from shiftscope.fix.prescription import Prescription
     from shiftscope.snapshot import Snapshot
@@ -79,7 +81,7 @@ def fix(arguments: argparse.Namespace, update: Update) -> Callable[[], int]:
     batch = calibration(loaded.data, model)
     with untouched(model):
         fixed = _applied(item, model, batch)
-    save_state(fixed.state_dict(), arguments.out)
+    save_state(_as_stored(fixed.state_dict(), loaded.checkpoint.state), arguments.out)
     again = _read_back(arguments, loaded)
     after = measuring.run(arguments, loaded, again, update)
     comparison = shiftscope.compare(before, after)
@@ -100,6 +102,12 @@ def _applied(item: Prescription, model: Any, batch: Any) -> Any:
         item.fix.apply(fixed, batch)
     release(fixed)
     return fixed
+
+
+def _as_stored(state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In the precision of the file that was read; what was saved is measured, rounding included."""
+    same = {name for name in state if name in stored and stored[name].is_floating_point()}
+    return {n: t.to(stored[n].dtype) if n in same else t for n, t in state.items()}
 
 
 def _read_back(arguments: argparse.Namespace, loaded: measuring.Loaded) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shiftscope.errors import UsageError
 from shiftscope.findings import Finding, Thresholds, diagnose, severity_rank
 from shiftscope.findings.finding import SEVERITIES
+from shiftscope.findings.outcome import worse_outcome
 from shiftscope.findings.reading import Reading, Row, known, samples_of, share_error
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace
@@ -60,18 +61,31 @@ class Comparison:
 
     @property
     def lost(self) -> tuple[Finding, ...]:
-        """Findings of the first snapshot whose cause the second has not."""
+        """Findings of the first snapshot whose cause the second was searched for, and has not."""
         has = {finding.cause for finding in self.findings_after}
-        return tuple(f for f in self.findings_before if f.cause not in has)
+        gone = (f for f in self.findings_before if f.cause not in has)
+        return tuple(f for f in gone if _judges(self.after, f.cause))
+
+    @property
+    def unjudged(self) -> tuple[Finding, ...]:
+        """Findings of the first snapshot that the second was not measured for."""
+        has = {finding.cause for finding in self.findings_after}
+        gone = (f for f in self.findings_before if f.cause not in has)
+        return tuple(f for f in gone if not _judges(self.after, f.cause))
+
+    @cached_property
+    def outcome(self) -> Finding | None:
+        """What became of loss and accuracy, if it is worse than chance explains."""
+        return worse_outcome(self.before.manifest, self.after.manifest)
 
     def worse(self, level: str = "watch") -> tuple[Finding, ...]:
-        """Findings at or above a level that are new, or graver than they were.
+        """What is at or above a level and new, or graver than it was.
 
         Args:
             level: ``info``, ``watch``, ``serious`` or ``critical``.
 
         Returns:
-            Findings of the second snapshot, worst first.
+            :attr:`outcome`, and findings of the second snapshot, worst first.
 
         Raises:
             UsageError: Another level.
@@ -79,9 +93,10 @@ class Comparison:
         if level not in SEVERITIES:
             raise UsageError(f"unknown level {level!r}", f"Use one of {', '.join(SEVERITIES)}.")
         had = {f.cause: severity_rank(f.severity) for f in self.findings_before}
+        now = [*([] if self.outcome is None else [self.outcome]), *self.findings_after]
         return tuple(
             f
-            for f in self.findings_after
+            for f in now
             if severity_rank(f.severity) >= max(severity_rank(level), had.get(f.cause, -1) + 1)
         )
 
@@ -102,6 +117,8 @@ class Comparison:
             "findings_after": [finding.as_dict() for finding in self.findings_after],
             "gained": [finding.cause for finding in self.gained],
             "lost": [finding.cause for finding in self.lost],
+            "unjudged": [finding.cause for finding in self.unjudged],
+            "outcome": None if self.outcome is None else self.outcome.as_dict(),
             "worse": [finding.cause for finding in self.worse("info")],
         }
 
@@ -150,6 +167,15 @@ def compare(before: Any, after: Any, thresholds: Thresholds | None = None) -> Co
         )
     limits = thresholds or Thresholds()
     return Comparison(old, new, tuple(diagnose(old, limits)), tuple(diagnose(new, limits)))
+
+
+def _judges(snapshot: Snapshot, cause: str) -> bool:
+    """Whether a snapshot could have shown a finding of some cause."""
+    if snapshot.manifest.get("weights_only"):
+        return cause in _OF_WEIGHTS
+    if cause in _OF_GRADIENTS:
+        return any(known(row.get("grad_z_var")) for row in Reading(snapshot).rows)
+    return True
 
 
 def _snapshot_of(value: Any, name: str) -> Snapshot:
@@ -215,12 +241,17 @@ def _unknown(_: Row) -> float:
     return math.nan
 
 
+_OF_GRADIENTS = ("vanishing_gradient", "exploding_gradient")
+_OF_WEIGHTS = ("coverage",)
+"""What weights alone can clear; weights that are finite may still give values that are not."""
+
 _MEASURES: dict[str, tuple[_Value, _Value]] = {
     "shift_share": (_plain("shift_share"), _share_error),
     "log10_within_var": (_log("within_var"), _log_error),
     "log10_grad_z_var": (_log("grad_z_var"), _log_error),
     "dead_share": (_dead_share, _unknown),
     "saturated": (_plain("saturated"), _flat_error),
+    "log10_eta": (_log("eta"), _unknown),
     "lcw_residual": (_plain("lcw_residual"), _unknown),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import shiftscope as ss
+from shiftscope.capture.weights import weights_only
 from shiftscope.comparison import QUANTITIES
 from shiftscope.errors import UsageError
 from shiftscope.files import strict_json
@@ -121,3 +123,58 @@ def test_the_document_is_strict_json(both: tuple[ss.Snapshot, ss.Snapshot]) -> N
     assert document["lost"]
     assert len(document["sites"]) == 13
     assert document["sites"][1]["lcw_residual_before"] is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "severity"),
+    [
+        ({"accuracy": 0.95}, {"accuracy": 0.80}, "critical"),
+        ({"accuracy": 0.95}, {"accuracy": 0.90}, "serious"),
+        ({"accuracy": 0.95}, {"accuracy": 0.944}, None),
+        ({"accuracy": 0.80}, {"accuracy": 0.95}, None),
+        ({"loss": 0.5}, {"loss": 0.6}, "watch"),
+        ({"loss": 0.5}, {"loss": 1.1}, "serious"),
+        ({"loss": 0.5}, {"loss": 0.52}, None),
+        ({"loss": 0.5}, {"loss": math.nan}, "critical"),
+        ({}, {"loss": 0.5}, None),
+    ],
+)
+def test_a_worse_outcome_is_a_finding(
+    both: tuple[ss.Snapshot, ss.Snapshot], before: Any, after: Any, severity: str | None
+) -> None:
+    bare = {k: v for k, v in both[1].manifest.items() if k not in ("loss", "accuracy")}
+    bare["samples"] = 4000
+    old, new = (replace(both[1], manifest={**bare, **scores}) for scores in (before, after))
+    comparison = ss.compare(old, new)
+    assert (comparison.outcome.severity if comparison.outcome else None) == severity
+    worse = [finding.cause for finding in comparison.worse("info")]
+    assert worse == (["outcome"] if severity else [])
+
+
+def test_what_the_second_was_not_measured_for_is_not_gone() -> None:
+    torch.manual_seed(0)
+    model, data = mlp(nn.Sigmoid), batches()[:2]
+    full = ss.analyze(model, data, F.cross_entropy)
+    alone = weights_only(model.state_dict())
+    comparison = ss.compare(full, alone)
+    assert comparison.lost == ()
+    assert "vanishing_gradient" in {f.cause for f in comparison.unjudged}
+    forward = ss.analyze(model, data)
+    told = ss.compare(full, forward)
+    assert {"vanishing_gradient"} <= {f.cause for f in told.unjudged}
+    assert not {"vanishing_gradient"} & {f.cause for f in told.lost}
+
+
+def test_weights_that_are_not_finite_are_found_without_data() -> None:
+    model = mlp(nn.Sigmoid)
+    sound = weights_only(model.state_dict())
+    with torch.no_grad():
+        next(m for m in model.modules() if isinstance(m, nn.Linear)).weight[1, 2] = math.nan
+    broken = weights_only(model.state_dict())
+    (finding,) = [f for f in ss.diagnose(broken) if f.cause == "non_finite"]
+    assert finding.severity == "critical"
+    assert finding.evidence["neurons"].value == 1
+    assert finding.sites[0] in finding.title
+    assert [f.cause for f in ss.compare(sound, broken).worse("critical")] == ["non_finite"]
+    measured = ss.diagnose(ss.analyze(model, batches()[:1]))
+    assert any("weights at" in f.title for f in measured if f.cause == "non_finite")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shiftscope.capture.batches import as_batch
 from shiftscope.capture.preserve import preserved_rng
-from shiftscope.errors import DataError
+from shiftscope.errors import DataError, MeasureError, ShiftscopeError
 
 __all__ = ["ForwardHook", "Visit", "on_forward", "untouched", "walk"]
 
@@ -43,6 +43,7 @@ def walk(
 
     Raises:
         DataError: The batch is empty, or no batch at all.
+        MeasureError: The model raised on it.
     """
     inputs, reached = as_batch(batch, with_target=False), set[str]()
     tensors = [x for x in (*inputs.args, *inputs.kwargs.values()) if isinstance(x, Tensor)]
@@ -54,7 +55,16 @@ def walk(
             hook = _Stop(path, visit, reached)
             handle = module.register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
-        model(*inputs.args, **inputs.kwargs)
+        try:
+            model(*inputs.args, **inputs.kwargs)
+        except ShiftscopeError:
+            raise
+        except Exception as error:
+            raise MeasureError(
+                f"the model raised {type(error).__name__} on the batch ({inputs.shapes}): "
+                f"{(str(error).splitlines() or [''])[0]}",
+                "Give inputs of the shape, dtype and device that the model takes.",
+            ) from error
     return reached
 
 

@@ -37,6 +37,13 @@ _QUANTITIES = (
 )
 
 
+_OF_WEIGHTS = (
+    ("log10_eta", "Squared norm of the rows", "log10 mean ‖w‖²", "within"),
+    ("lcw_residual", "Component of the rows along 1", "largest |cos(w, 1)|", "shift"),
+)
+"""What is drawn where weights alone were read."""
+
+
 @drawing()
 def comparison_profile(
     comparison: Comparison, predicted: Mapping[str, float] | None = None
@@ -48,14 +55,18 @@ def comparison_profile(
         predicted: Shift share that was predicted, by site; drawn as crosses.
 
     Returns:
-        A figure of three panels, one column a site in order of execution.
+        A figure of three panels (two, of the weights, where nothing else was read in both), one
+        column a site in order of execution.
     """
     frame = comparison.frame
     if frame.empty:
         return empty_figure("Before and after", "the snapshots have no sites")
-    figure = new_figure(len(_QUANTITIES) * _PANEL)
-    panels = list(figure.subplots(len(_QUANTITIES), 1, sharex=True))
-    for ax, (name, heading, unit, colour) in zip(panels, _QUANTITIES, strict=True):
+    sides = (comparison.before, comparison.after)
+    alone = any(snapshot.manifest.get("weights_only") for snapshot in sides)
+    quantities = _OF_WEIGHTS if alone else _QUANTITIES
+    figure = new_figure(len(quantities) * _PANEL)
+    panels = list(figure.subplots(len(quantities), 1, sharex=True))
+    for ax, (name, heading, unit, colour) in zip(panels, quantities, strict=True):
         title(ax, heading)
         ax.set_ylabel(unit)
         _draw(ax, frame, name, COLORS[colour])

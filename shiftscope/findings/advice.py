@@ -27,7 +27,7 @@ _DATA_AWARE = (
 _EXCESS = (
     "Careful with {op}: without normalisation, zero-sum weights multiply the gradient variance by "
     "phi_bw/phi_fw = {excess:.3f} a layer towards the input ({decades:.1f} decades over these "
-    "{layers} layers). Add normalisation, or leave the weights unconstrained."
+    "{layers} layers). Leave the weights unconstrained, or add skip connections."
 )
 _ODD_ADVICE = (
     "{op} is odd and creates no shift of its own (E f(z) = 0 at mean 0), so zero-sum weights gain "

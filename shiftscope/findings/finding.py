@@ -14,6 +14,7 @@ SEVERITIES = ("info", "watch", "serious", "critical")
 
 CAUSES = (
     "non_finite",
+    "outcome",
     "activation_shift",
     "weight_scale",
     "exploding_gradient",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from shiftscope.findings.finding import Evidence, Finding, short
 from shiftscope.findings.reading import Reading, Row, known
 from shiftscope.findings.thresholds import Thresholds
@@ -20,6 +22,9 @@ def non_finite(reading: Reading, thresholds: Thresholds) -> Finding | None:
         One finding, sites in the order in which the values appeared, or None.
     """
     rows = [row for row in reading.rows if known(row.get("nonfinite")) and row["nonfinite"] > 0]
+    broken = _broken_weights(reading)
+    if broken:
+        return _in_weights(broken, rows)
     if not rows:
         return None
     rows.sort(key=lambda row: _appearance(reading, row))
@@ -44,6 +49,41 @@ def non_finite(reading: Reading, thresholds: Thresholds) -> Finding | None:
             "the format was exceeded (try float32 or bfloat16) or the step was too large. If the "
             "data already hold NaN, clean them."
         ),
+    )
+
+
+def _broken_weights(reading: Reading) -> dict[str, int]:
+    """Sites with weights that are not finite, in order of execution -> how many neurons have."""
+    found = {}
+    for row in reading.rows:
+        record = reading.snapshot.records.get(str(row["site"]))
+        if record is not None and record.weights is not None:
+            found[str(row["site"])] = int((~np.isfinite(record.weights.norm2)).sum())
+    return {site: neurons for site, neurons in found.items() if neurons}
+
+
+def _in_weights(broken: dict[str, int], rows: list[Row]) -> Finding:
+    first, neurons = next(iter(broken.items()))
+    behind = [str(row["site"]) for row in rows if str(row["site"]) not in broken]
+    return Finding(
+        cause="non_finite",
+        severity="critical",
+        title=f"NaN or infinite weights at {len(broken)} sites, first at {short(first)}",
+        sites=(*broken, *behind),
+        evidence={
+            "neurons": Evidence(sum(broken.values()), unit="neurons with such weights"),
+            "first_site": Evidence(neurons, unit="neurons", site=first),
+            "nonfinite_values": Evidence(
+                int(sum(row["nonfinite"] for row in rows)), unit="values behind them"
+            ),
+        },
+        threshold=("nonfinite", 0.0),
+        source="any weight that is not finite",
+        explanation=(
+            "Training had diverged, or a conversion left the range of the format. Everything "
+            "behind the first site is worthless."
+        ),
+        advice="Go back to the last checkpoint whose weights are all finite.",
     )
 
 

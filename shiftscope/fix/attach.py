@@ -33,6 +33,8 @@ class _Record:
     """Emptied parameters that several originals stand for: they return with their identity."""
     load_hooks: tuple[int, ...] = ()
     """State dict hooks that torch's own constraint added."""
+    strides: tuple[int, ...] | None = None
+    """Of a dense weight whose dimensions lie in another order (channels last)."""
 
 
 def attach(module: Any, method: str, *, dry_run: bool = False, **options: Any) -> None:
@@ -47,10 +49,12 @@ def attach(module: Any, method: str, *, dry_run: bool = False, **options: Any) -
     Raises:
         UsageError: The layer cannot satisfy the constraint.
     """
-    record = _Record(method, tuple(module._parameters))
     weight, bias = module.weight, module.bias
+    record = _Record(method, tuple(module._parameters), strides=_strides(weight))
     if method == "gmp":
         _check_offset(module)
+    if method in ("weight_norm", "spectral_norm"):
+        _check_directions(module, method)
     constraint = None
     if method not in ("weight_norm", "spectral_norm"):
         constraint = _constraint(method, Unroll.of(module), weight, **options)
@@ -89,6 +93,8 @@ def detach(module: Any) -> None:
     for name in ("bias", "weight"):
         if name in module.parametrizations and (name == "weight" or record.method == "gmp"):
             _bake(module, name, record.parameters.get(name), frozen)
+            if name == "weight" and record.strides is not None:
+                _lay_out(module.weight, record.strides)
             if not parametrize.is_parametrized(module):
                 break
     for key in record.load_hooks:
@@ -98,6 +104,10 @@ def detach(module: Any) -> None:
     own = dict(module._parameters)
     module._parameters.clear()
     module._parameters.update({k: own.pop(k) for k in record.order if k in own}, **own)
+    plain = vars(type(module)).get("plain")  # of a layer that was made with its constraint
+    if plain is not None and not parametrize.is_parametrized(module):
+        module.__class__ = plain
+        vars(module).pop("_arguments", None)
 
 
 def method_of(module: nn.Module) -> str:
@@ -209,6 +219,18 @@ def _bake(module: Any, name: str, kept: nn.Parameter | None, frozen: bool) -> No
     module.register_parameter(name, kept.requires_grad_(not frozen))
 
 
+def _strides(weight: Tensor) -> tuple[int, ...] | None:
+    dense = sorted(weight.stride()) == sorted(torch.empty(weight.shape, device="meta").stride())
+    return weight.stride() if dense and not weight.is_contiguous() else None
+
+
+def _lay_out(weight: nn.Parameter, strides: tuple[int, ...]) -> None:
+    values = weight.detach()
+    weight.data = torch.empty_strided(
+        weight.shape, strides, dtype=weight.dtype, device=weight.device
+    ).copy_(values)
+
+
 def _own_class(module: nn.Module) -> None:
     """Deep copies share the class torch made; removing here must not change the others."""
     cls = type(module)
@@ -221,6 +243,19 @@ def _originals(weights: Any) -> Iterator[Tensor]:
         yield weights.original
     else:
         yield from (getattr(weights, f"original{i}") for i in range(weights.ntensors))
+
+
+def _check_directions(module: Any, method: str) -> None:
+    """Torch divides by norms, and makes NaN where there is none."""
+    if module.weight.is_meta:
+        return
+    zero = Unroll.of(module).rows(module.weight).abs().amax(1) == 0
+    if bool(zero.all()) or (method == "weight_norm" and bool(zero.any())):
+        lost = zero.nonzero().flatten().tolist()
+        raise UsageError(
+            f"neurons {lost[:8]} have zero weights, of which {method} makes NaN",
+            "Re-draw them, or leave the layer out.",
+        )
 
 
 def _check_offset(module: Any) -> None:

@@ -57,8 +57,9 @@ def warnings(
     """
     reading = Reading(before)
     told: list[str] = []
-    if fix.method in _CONSTRAINTS or fix.method in _ONCE:
+    if fix.method in _CONSTRAINTS:
         told += _exploding(reading, fix, gradient)
+    if fix.method in _CONSTRAINTS or fix.method in _ONCE:
         told += _odd(reading)
     told += _trial(gradient)
     if fix.method in _ZERO_SUM:
@@ -141,17 +142,25 @@ def _exploding(reading: Reading, fix: Candidate, gradient: GradientEffect) -> It
         grown = layers * math.log10(excess)
         if grown < _HARM:
             continue
-        held = (
-            f"; on a copy it is {gradient.trial:.3f} a layer"
-            if math.isfinite(gradient.trial)
-            else ""
-        )
         yield (
-            f"Without normalisation, {op} under {fix.method} multiplies the gradient variance by "
-            f"φ_bw/φ_fw = {excess:.3f} for every layer that keeps the variance of z: "
-            f"{grown:.1f} decades over {layers} layers{held}. Add normalisation, or leave the "
-            "weights as they are."
+            f"Nothing normalises between the layers and {op}: under {fix.method} every layer that "
+            f"keeps the variance of z multiplies the gradient variance by φ_bw/φ_fw = "
+            f"{excess:.3f}, {grown:.1f} decades over {layers} layers"
+            f"{_as_scaled(gradient, excess)}. Leave the weights as they are, or add skip "
+            "connections."
         )
+
+
+def _as_scaled(gradient: GradientEffect, excess: float) -> str:
+    """What the copy did, where its weights do not keep the variance."""
+    if not math.isfinite(gradient.trial):
+        return ""
+    if gradient.trial < 1 + (excess - 1) / 2:
+        return (
+            f"; with the scale the weights have now it does not come to that "
+            f"({gradient.trial:.3f} a layer on a copy), as the variance of z falls instead"
+        )
+    return f"; on a copy it is {gradient.trial:.3f} a layer"
 
 
 def _unnormalised(reading: Reading) -> list[str]:
@@ -212,8 +221,8 @@ def _summed_already(before: Snapshot, treated: Sequence[str]) -> Iterator[str]:
     if idle:
         yield (
             f"The inputs of {', '.join(idle[:3])}{', …' if len(idle) > 3 else ''} sum to zero in "
-            "every row already (a layer normalisation without gain): zero-sum weights change "
-            "nothing there."
+            "every row already (behind a layer normalisation whose gain is uniform): zero-sum "
+            "weights change nothing there."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,15 +30,27 @@ def choose(model: nn.Module, sites: Sites = "*") -> list[tuple[str, nn.Module]]:
         Pairs of path and module, each module once; paths do not show ``torch.compile``'s wrapper.
 
     Raises:
-        UsageError: Nothing is selected.
+        UsageError: Nothing is selected, a pattern matches nothing, or an argument is of another
+            kind.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"expected a torch module, got {type(model).__name__}",
+            "Give the model itself, built and with its weights loaded.",
+        )
+    patterns = _patterns(sites)
     named = [(path.replace("_orig_mod.", ""), module) for path, module in model.named_modules()]
     carriers = [pair for pair in named if _carries(*pair)]
-    chosen = [pair for pair in carriers if _selects(sites, *pair)]
-    if not chosen:
+    if patterns is None:
+        chosen = [pair for pair in carriers if cast(Any, sites)(*pair)]
+        idle = [] if chosen else [sites]
+    else:
+        chosen = [pair for pair in carriers if any(fnmatchcase(pair[0], p) for p in patterns)]
+        idle = [p for p in patterns if not any(fnmatchcase(path, p) for path, _ in carriers)]
+    if idle or not chosen:
         known = ", ".join(path or "(the model itself)" for path, _ in carriers[:8]) or "none"
         raise UsageError(
-            f"no weight-carrying layer matches sites={sites!r}",
+            f"no weight-carrying layer matches sites={(idle[0] if idle else sites)!r}",
             f"Layers of this model are: {known}{', …' if len(carriers) > 8 else ''}.",
         )
     return chosen
@@ -57,17 +70,25 @@ def obstacle(model: nn.Module, module: nn.Module) -> str:
         return "its weight is no plain parameter (quantised, or set by a hook)"
     if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"weights of dtype {weight.dtype} cannot be constrained"
+    if weight.numel() == 0:
+        return f"its weight of shape {tuple(weight.shape)} has no elements"
     owners = [path for path, other in model.named_modules() if _holds(other, weight)]
     if len(owners) > 1:
         return f"its weight is shared by {', '.join(owners)}"
     return ""
 
 
-def _selects(sites: Sites, path: str, module: nn.Module) -> bool:
+def _patterns(sites: Sites) -> list[str] | None:
+    """The patterns; None for a predicate."""
     if callable(sites):
-        return bool(sites(path, module))
+        return None
     patterns = [sites] if isinstance(sites, str) else sites
-    return any(fnmatchcase(path, pattern) for pattern in patterns)
+    if not isinstance(patterns, Iterable) or not all(isinstance(p, str) for p in patterns):
+        raise UsageError(
+            f"sites={sites!r} is neither a pattern, nor patterns, nor a predicate",
+            'Give e.g. sites="features.*" or sites=lambda path, module: ...',
+        )
+    return list(patterns)
 
 
 def _carries(path: str, module: nn.Module) -> bool:

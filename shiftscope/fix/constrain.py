@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
-from shiftscope.capture.visits import walk
 from shiftscope.errors import UsageError
-from shiftscope.fix.attach import attach, detach, method_of
+from shiftscope.fix.attach import detach, method_of
+from shiftscope.fix.attach_many import attach_all, attach_by_data
 from shiftscope.fix.choose import Sites, choose, obstacle
-from shiftscope.fix.means import input_mean
+from shiftscope.fix.watchers import refuse_wrapped, shapes_of, warn_of_optimizers
 
 __all__ = ["METHODS", "Change", "constrain", "is_constrained", "release"]
 
@@ -37,7 +37,8 @@ class Change:
         layer: Class of the layer.
         method: The constraint.
         action: ``constrain``, ``keep`` (it has this constraint already), ``skip`` or ``release``.
-        reason: Why a layer is skipped.
+        reason: Why a layer is skipped; of one that is constrained, what is to be known (a frozen
+            weight was projected; rounding changed the weights).
     """
 
     site: str
@@ -62,7 +63,8 @@ def constrain(
 
     The weights are first projected onto the constraint (``lcw…``, ``cwn``), normalised
     (``spectral_norm``) or only written in other coordinates (``weight_norm``, ``gmp``). Biases keep
-    their values. Build the optimiser afterwards: most constraints replace the parameters.
+    their values. Build the optimiser, and wrap the model in DistributedDataParallel, afterwards:
+    most constraints replace the parameters. A stale optimiser is warned of.
     Constraining again with the same method changes nothing.
 
     ======================  ====================================================================
@@ -94,8 +96,9 @@ def constrain(
         One entry a selected layer, with the reason where it is skipped.
 
     Raises:
-        UsageError: Unknown method, an option it does not have, no layer selected, or a layer that
-            obeys another constraint.
+        UsageError: Unknown method, an option it does not have, no layer selected, a layer that
+            obeys another constraint, or a model that is wrapped already.
+        MeasureError: The model raised on ``batch``.
 
     Example:
         >>> import torch, shiftscope as ss
@@ -113,14 +116,18 @@ def constrain(
     if dry_run and batch is not None:  # each mean depends on the constraints before it
         return constrain(copy.deepcopy(model), method, sites, batch=batch, momentum=momentum)
     layers = dict(choose(model, sites))
+    refuse_wrapped(model)
     plan = [_planned(model, path, layer, method) for path, layer in layers.items()]
     _refuse_others(plan, method)
     todo = {change.site: layers[change.site] for change in plan if change.action == "constrain"}
+    held = shapes_of(todo.values())
     if batch is not None:
-        failed = _attach_by_data(model, todo, batch, momentum)
+        notes, failed = attach_by_data(model, todo, batch, momentum)
     else:
-        failed = _attach_all(todo, method, {"channelwise": channelwise, "scale": scale}, dry_run)
-    return [_skipped(c, failed[c.site]) if c.site in failed else c for c in plan]
+        options = {"channelwise": channelwise, "scale": scale}
+        notes, failed = attach_all(todo, method, options, dry_run)
+    warn_of_optimizers(model, held, "constrained")
+    return [_told(change, notes, failed) for change in plan]
 
 
 def release(model: nn.Module, sites: Sites = "*") -> list[Change]:
@@ -142,11 +149,15 @@ def release(model: nn.Module, sites: Sites = "*") -> list[Change]:
         UsageError: No layer is selected, or another parametrization was put on top of ours.
     """
     changes = []
-    for path, layer in choose(model, sites):
+    chosen = [(path, layer) for path, layer in choose(model, sites) if method_of(layer)]
+    if chosen:
+        refuse_wrapped(model)
+    held = shapes_of(layer for _, layer in chosen)
+    for path, layer in chosen:
         method = method_of(layer)
-        if method:
-            detach(layer)
-            changes.append(Change(path, type(layer).__name__, method, "release"))
+        detach(layer)
+        changes.append(Change(path, type(layer).__name__, method, "release"))
+    warn_of_optimizers(model, held, "released")
     return changes
 
 
@@ -170,7 +181,9 @@ def _check(method: str, options: dict[str, Any], dry_run: bool) -> None:
                 f"method {method!r} has no option {name!r}",
                 f"It belongs to {', '.join(_OPTIONS[name])}.",
             )
-    momentum = options["momentum"]
+    scale, momentum = options["scale"], options["momentum"]
+    if scale is not None and not scale > 0:
+        raise UsageError(f"expected a positive scale, got {scale}", "Give the norm of a row.")
     if momentum is not None and not 0 < momentum <= 1:
         raise UsageError(f"expected a momentum in (0, 1], got {momentum}", "Use e.g. 0.1.")
     if method == "lcw-data" and options["batch"] is None and not dry_run:
@@ -203,38 +216,7 @@ def _refuse_others(plan: list[Change], method: str) -> None:
         )
 
 
-def _skipped(change: Change, reason: str) -> Change:
-    return Change(change.site, change.layer, change.method, "skip", reason)
-
-
-def _attach_all(
-    todo: dict[str, nn.Module], method: str, options: dict[str, Any], dry_run: bool
-) -> dict[str, str]:
-    failed = {}
-    for path, layer in todo.items():
-        try:
-            attach(layer, method, dry_run=dry_run, **options)
-        except UsageError as error:
-            failed[path] = error.reason
-    return failed
-
-
-def _attach_by_data(
-    model: nn.Module, todo: dict[str, nn.Module], batch: Any, momentum: float | None
-) -> dict[str, str]:
-    failed = {}
-
-    def visit(path: str, layer: nn.Module, x: Tensor, _: Tensor) -> bool:
-        found = input_mean(layer, x)
-        if found.is_noise():
-            failed[path] = f"its mean input is zero within 2 standard errors ({found.rows} rows)"
-            return False
-        try:
-            attach(layer, "lcw-data", mean=found.mean, momentum=momentum)
-        except UsageError as error:
-            failed[path] = error.reason
-            return False
-        return True
-
-    reached = walk(model, batch, todo.items(), visit)
-    return failed | {path: "the batch never reached it" for path in todo if path not in reached}
+def _told(change: Change, notes: dict[str, str], failed: dict[str, str]) -> Change:
+    if change.site in failed:
+        return replace(change, action="skip", reason=failed[change.site])
+    return replace(change, reason=notes.get(change.site, change.reason))

@@ -30,9 +30,9 @@ class InputMean:
     rows: int
 
     def is_noise(self) -> bool:
-        """Whether a group's mean is within two standard errors of zero, or not finite."""
+        """Whether a group's mean is within two standard errors of zero, unknown or not finite."""
         squared = self.mean.square().sum(1)
-        return not bool((squared > 4 * self.variance / self.rows).all())
+        return self.rows < 2 or not bool((squared > 4 * self.variance / self.rows).all())
 
 
 def input_mean(module: nn.Module, x: Tensor) -> InputMean:
@@ -91,7 +91,9 @@ class MeanFollower:
     """Forward hook that moves a data-aware constraint's mean towards each training batch.
 
     The mean moves after the layer has run, so that every process of a distributed job computes
-    with the buffer it was sent. Copies and pickles like any module-level object.
+    with the buffer it was sent: that of the first one, as the running statistics of batch
+    normalisation. A batch whose mean is not finite moves nothing. Copies and pickles like any
+    module-level object.
 
     Args:
         momentum: Weight of a new batch.
@@ -106,5 +108,6 @@ class MeanFollower:
         if not module.training or not args or args[0].numel() == 0:
             return
         buffer = module.parametrizations["weight"][0].mean
-        batch = input_mean(module, args[0]).mean
-        buffer.lerp_(batch.to(buffer), self.momentum)
+        batch = input_mean(module, args[0]).mean.to(buffer)
+        sound = torch.isfinite(batch).all()  # a tensor: a device is not waited for
+        buffer.lerp_(torch.where(sound, batch, buffer), self.momentum)

@@ -26,6 +26,7 @@ from shiftscope.fix.constrain import release
 from shiftscope.fix.effects import gradient_effect, score, site_effects
 from shiftscope.fix.gram import gram_condition
 from shiftscope.fix.prescription import GradientEffect, Prescription
+from shiftscope.fix.watchers import on_a_copy
 from shiftscope.snapshot import Snapshot
 
 __all__ = ["Prescription", "calibration", "output_change", "predict", "prescribe"]
@@ -133,13 +134,21 @@ def predict(
     before = snapshot or analyze(model, data, loss_fn, dtype=dtype)
     batch = calibration(data, model) if batch is None else batch
     trial = _copied(model)
-    changes = fix.apply(trial, batch)
-    release(trial)  # plain weights again, named as before
+    with on_a_copy():
+        changes = fix.apply(trial, batch)
+        release(trial)  # plain weights again, named as before
     after = analyze(trial, data, loss_fn, rows=_ROWS, dtype=dtype)
     treated = tuple(c.site for c in changes if c.action in ("constrain", "change"))
     effects = site_effects(model, before, after, fix, treated)
     gradient = gradient_effect(before, after, fix)
     change = output_change(model, trial, batch)
+    told = assumptions(before, after, fix, gradient)
+    conditions = None
+    if gram:
+        both = gram_condition(model, before), gram_condition(trial, after, fix.method)
+        conditions = (both[0][0], both[1][0])
+        told += tuple(f"No condition of the Gram matrix: {why}." for _, why in both[:1] if why)
+        told += tuple(f"None with the fix: {why}." for _, why in both[1:] if why)
     return Prescription(
         fix=fix,
         causes=causes,
@@ -148,8 +157,8 @@ def predict(
         gradient=gradient,
         score=score(effects, gradient),
         output_change=change,
-        gram_condition=_conditions(model, trial, before, after, fix) if gram else None,
-        assumptions=assumptions(before, after, fix, gradient),
+        gram_condition=conditions,
+        assumptions=told,
         warnings=warnings(model, before, fix, treated, effects, gradient, change),
         skipped=tuple((c.site, c.reason) for c in changes if c.action == "skip"),
     )
@@ -190,7 +199,7 @@ def _wanted(
         grave = [f.cause for f in findings if f.severity != "info"]
         return candidates_for(grave, sites)
     wanted: dict[Candidate, tuple[str, ...]] = {}
-    for method in methods:
+    for method in [methods] if isinstance(methods, str) else methods:
         for item in [method] if isinstance(method, Candidate) else _variants(method, sites):
             wanted[item] = ()
     return wanted
@@ -210,12 +219,6 @@ def _kept(data: Iterable[Any], batches: int | None) -> Iterable[Any]:
     if not kept:
         raise DataError("the data gave no batch", "give an iterable with at least one batch")
     return kept
-
-
-def _conditions(
-    model: nn.Module, trial: nn.Module, before: Snapshot, after: Snapshot, fix: Candidate
-) -> tuple[float, float]:
-    return gram_condition(model, before), gram_condition(trial, after, fix.method)
 
 
 def calibration(data: Iterable[Any], model: nn.Module) -> Any:

@@ -62,7 +62,7 @@ class Unroll:
     @property
     def fan_in(self) -> int:
         """Length of a row."""
-        return prod(self.shape) // self.neurons
+        return prod(self.shape) // self.neurons if self.neurons else 0
 
     def rows(self, weight: Tensor) -> Tensor:
         """Return the weight as ``(neurons, fan_in)``, a view where the layout allows it."""

@@ -42,6 +42,8 @@ _SHOWN = (
     ("log10_within_var", "lg V(z)", 3),
     ("log10_grad_z_var", "lg V(∇z)", 4),
 )
+_OF_WEIGHTS = (("log10_eta", "lg ‖w‖²", 4), ("lcw_residual", "max |cos(w, 1)|", 3))
+"""What is shown where weights alone were read."""
 _NAME = "before-after"
 
 
@@ -65,13 +67,20 @@ class Outlook:
 def comparison_sentence(comparison: Comparison) -> str:
     """Say in one line what came, what went, and what got worse."""
     worse = {finding.cause for finding in comparison.worse("info")}
+    gained = [f.cause for f in comparison.gained]
     parts = [
         _listed("gone", [f.cause for f in comparison.lost]),
-        _listed("new", [f.cause for f in comparison.gained]),
-        _listed("graver", [c for c in worse if c not in {f.cause for f in comparison.gained}]),
+        _listed("new", gained),
+        _listed("graver", sorted(worse - {*gained, "outcome"})),
+        _listed("not looked for in the second", [f.cause for f in comparison.unjudged]),
     ]
     told = "; ".join(part for part in parts if part)
-    return f"Findings: {told}." if told else "The findings are the same, none graver."
+    sentence = f"Findings: {told}." if told else "The findings are the same, none graver."
+    if comparison.outcome is not None:
+        sentence = f"{comparison.outcome.title}. {sentence}"
+    if _weights_only(comparison):
+        sentence += " Weights alone were compared; most findings need data (--model and --data)."
+    return sentence
 
 
 def _listed(word: str, causes: Sequence[str]) -> str:
@@ -96,7 +105,7 @@ def comparison_table(
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for place, heading in enumerate(_headings(outlook)):
+    for place, heading in enumerate(_headings(comparison, outlook)):
         table.add_column(heading, justify="right" if place else "left", no_wrap=place > 0)
     for cells in _cells(comparison, outlook, rows):
         table.add_row(*map(Text, cells))
@@ -152,7 +161,7 @@ def comparison_page(
         scores=_scores(comparison, outlook),
         pictures=[_figure(picture) for picture in pictures],
         findings=_findings(comparison),
-        headings=_headings(outlook),
+        headings=_headings(comparison, outlook),
         rows=_cells(comparison, outlook, None),
         manifest=_manifest(comparison),
     )
@@ -221,9 +230,17 @@ def _pictures(comparison: Comparison, outlook: Outlook | None) -> list[Picture]:
     ]
 
 
-def _headings(outlook: Outlook | None) -> tuple[str, ...]:
+def _weights_only(comparison: Comparison) -> bool:
+    return any(s.manifest.get("weights_only") for s in (comparison.before, comparison.after))
+
+
+def _shown(comparison: Comparison) -> tuple[tuple[str, str, int], ...]:
+    return _OF_WEIGHTS if _weights_only(comparison) else _SHOWN
+
+
+def _headings(comparison: Comparison, outlook: Outlook | None) -> tuple[str, ...]:
     names = ["site"]
-    for key, label, _ in _SHOWN:
+    for key, label, _ in _shown(comparison):
         predicted = ["predicted"] if outlook and key == "shift_share" else []
         names += [label, *predicted, "after"]
         names += ["± s.e."] if key == "shift_share" else []
@@ -235,15 +252,19 @@ def _cells(
 ) -> list[tuple[str, ...]]:
     table = comparison.frame.to_dict("records")
     if rows is not None and len(table) > rows:
-        kept = sorted(range(len(table)), key=lambda i: -_moved(table[i]))[:rows]
+        first = _shown(comparison)[0][0]
+        kept = sorted(range(len(table)), key=lambda i: -_moved(table[i], first))[:rows]
         table = [table[i] for i in sorted(kept)]
-    return [_cell_row({str(k): v for k, v in row.items()}, outlook) for row in table]
+    shown = _shown(comparison)
+    return [_cell_row({str(k): v for k, v in row.items()}, shown, outlook) for row in table]
 
 
-def _cell_row(row: Mapping[str, Any], outlook: Outlook | None) -> tuple[str, ...]:
+def _cell_row(
+    row: Mapping[str, Any], shown: Sequence[tuple[str, str, int]], outlook: Outlook | None
+) -> tuple[str, ...]:
     status = "" if row["status"] == "both" else f" ({row['status']})"
     cells = [(printable(row["site"]) or "(model)") + status]
-    for key, _, digits in _SHOWN:
+    for key, _, digits in shown:
         cells.append(number(row[f"{key}_before"], digits))
         if outlook is not None and key == "shift_share":
             cells.append(number(outlook.shift_share.get(row["site"], math.nan), digits))
@@ -253,8 +274,8 @@ def _cell_row(row: Mapping[str, Any], outlook: Outlook | None) -> tuple[str, ...
     return tuple(cells)
 
 
-def _moved(row: Mapping[Any, Any]) -> float:
-    change = abs(row["shift_share_change"])
+def _moved(row: Mapping[Any, Any], quantity: str) -> float:
+    change = abs(row[f"{quantity}_change"])
     return float(change) if math.isfinite(change) else 2.0
 
 
@@ -271,12 +292,15 @@ def _findings(comparison: Comparison) -> list[dict[str, str]]:
     old = {f.cause: f for f in comparison.findings_before}
     new = {f.cause: f for f in comparison.findings_after}
     told = []
+    unjudged = {f.cause for f in comparison.unjudged}
+    if comparison.outcome is not None:
+        new = {"outcome": comparison.outcome, **new}
     for cause in dict.fromkeys((*new, *old)):
         told.append(
             {
                 "cause": cause.replace("_", " "),
                 "before": _severity(old.get(cause)),
-                "after": _severity(new.get(cause)),
+                "after": "not looked for" if cause in unjudged else _severity(new.get(cause)),
                 "title": printable((new.get(cause) or old[cause]).title),
             }
         )
