@@ -13,7 +13,7 @@ every optimiser step.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,6 @@ class _Constrained(nn.Module):
 
     weight: Any
     bias: Any
-    plain: ClassVar[type[nn.Module]]
-    """What a layer becomes when its constraint is released."""
 
     def __init__(
         self, *args: Any, form: str = "householder", channelwise: bool = False, **kwargs: Any
@@ -99,8 +97,6 @@ class LCWLinear(_Constrained, nn.Linear):
         Kutsuna, ECML-PKDD 2019, Section 4.
     """
 
-    plain = nn.Linear
-
 
 class LCWConv1d(_Constrained, nn.Conv1d):
     """``nn.Conv1d`` whose kernels sum to zero for every output channel.
@@ -117,8 +113,6 @@ class LCWConv1d(_Constrained, nn.Conv1d):
     Raises:
         UsageError: A constrained row has one entry only, or ``form`` is unknown.
     """
-
-    plain = nn.Conv1d
 
 
 class LCWConv2d(_Constrained, nn.Conv2d):
@@ -137,8 +131,6 @@ class LCWConv2d(_Constrained, nn.Conv2d):
         UsageError: A constrained row has one entry only, or ``form`` is unknown.
     """
 
-    plain = nn.Conv2d
-
 
 class LCWConv3d(_Constrained, nn.Conv3d):
     """``nn.Conv3d`` whose kernels sum to zero for every output channel.
@@ -155,8 +147,6 @@ class LCWConv3d(_Constrained, nn.Conv3d):
     Raises:
         UsageError: A constrained row has one entry only, or ``form`` is unknown.
     """
-
-    plain = nn.Conv3d
 
 
 class LCWConvTranspose1d(_Constrained, nn.ConvTranspose1d):
@@ -175,8 +165,6 @@ class LCWConvTranspose1d(_Constrained, nn.ConvTranspose1d):
         UsageError: A constrained row has one entry only, or ``form`` is unknown.
     """
 
-    plain = nn.ConvTranspose1d
-
 
 class LCWConvTranspose2d(_Constrained, nn.ConvTranspose2d):
     """``nn.ConvTranspose2d`` whose kernels sum to zero for every output channel.
@@ -194,8 +182,6 @@ class LCWConvTranspose2d(_Constrained, nn.ConvTranspose2d):
         UsageError: A constrained row has one entry only, or ``form`` is unknown.
     """
 
-    plain = nn.ConvTranspose2d
-
 
 class LCWConvTranspose3d(_Constrained, nn.ConvTranspose3d):
     """``nn.ConvTranspose3d`` whose kernels sum to zero for every output channel.
@@ -212,8 +198,6 @@ class LCWConvTranspose3d(_Constrained, nn.ConvTranspose3d):
     Raises:
         UsageError: A constrained row has one entry only, or ``form`` is unknown.
     """
-
-    plain = nn.ConvTranspose3d
 
 
 class StandardizationLayer(nn.BatchNorm1d):

@@ -14,7 +14,8 @@ import pytest
 import shiftscope
 
 NAMES = sorted(set(shiftscope.__all__) - {"__version__"})
-OPTIONAL = "shiftscope.integrations."
+OPTIONAL = ("shiftscope.integrations.", "shiftscope.tally.triton_kernels")
+"""Modules that need what is not installed everywhere."""
 
 
 def submodules() -> list[str]:

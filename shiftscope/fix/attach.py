@@ -104,10 +104,6 @@ def detach(module: Any) -> None:
     own = dict(module._parameters)
     module._parameters.clear()
     module._parameters.update({k: own.pop(k) for k in record.order if k in own}, **own)
-    plain = vars(type(module)).get("plain")  # of a layer that was made with its constraint
-    if plain is not None and not parametrize.is_parametrized(module):
-        module.__class__ = plain
-        vars(module).pop("_arguments", None)
 
 
 def method_of(module: nn.Module) -> str:
@@ -220,8 +216,11 @@ def _bake(module: Any, name: str, kept: nn.Parameter | None, frozen: bool) -> No
 
 
 def _strides(weight: Tensor) -> tuple[int, ...] | None:
-    dense = sorted(weight.stride()) == sorted(torch.empty(weight.shape, device="meta").stride())
-    return weight.stride() if dense and not weight.is_contiguous() else None
+    """The strides of a weight that is dense in another order than the usual one."""
+    if weight.is_contiguous():
+        return None
+    dense = torch.empty_like(weight, device="meta").stride() == weight.stride()
+    return weight.stride() if dense else None
 
 
 def _lay_out(weight: nn.Parameter, strides: tuple[int, ...]) -> None:

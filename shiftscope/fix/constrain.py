@@ -126,7 +126,7 @@ def constrain(
     else:
         options = {"channelwise": channelwise, "scale": scale}
         notes, failed = attach_all(todo, method, options, dry_run)
-    warn_of_optimizers(model, held, "constrained")
+    warn_of_optimizers(model, held)
     return [_told(change, notes, failed) for change in plan]
 
 
@@ -135,8 +135,9 @@ def release(model: nn.Module, sites: Sites = "*") -> list[Change]:
 
     Names, order and identity of the parameters, the layer's class and its hooks are as before the
     constraint (a constraint of several tensors returns the parameter it replaced). Layers of
-    :mod:`shiftscope.nn` become plain too. What other libraries parametrised is left alone, and so
-    are layers without a constraint. Optimiser state of the constrained parameters does not fit.
+    :mod:`shiftscope.nn` keep their class, and their weight becomes a plain parameter too. What
+    other libraries parametrised is left alone, and so are layers without a constraint. To train
+    on, build the optimiser anew: it does not fit the parameters of before.
 
     Args:
         model: Changed in place.
@@ -152,12 +153,10 @@ def release(model: nn.Module, sites: Sites = "*") -> list[Change]:
     chosen = [(path, layer) for path, layer in choose(model, sites) if method_of(layer)]
     if chosen:
         refuse_wrapped(model)
-    held = shapes_of(layer for _, layer in chosen)
     for path, layer in chosen:
         method = method_of(layer)
         detach(layer)
         changes.append(Change(path, type(layer).__name__, method, "release"))
-    warn_of_optimizers(model, held, "released")
     return changes
 
 

@@ -49,17 +49,14 @@ def shapes_of(layers: Iterable[nn.Module]) -> list[tuple[nn.Parameter, torch.Siz
     return [(p, p.shape) for layer in layers for p in layer.parameters()]
 
 
-def warn_of_optimizers(
-    model: nn.Module, held: Iterable[tuple[nn.Parameter, torch.Size]], done: str
-) -> None:
-    """Warn where an optimizer does not fit its parameters any more.
+def warn_of_optimizers(model: nn.Module, held: Iterable[tuple[nn.Parameter, torch.Size]]) -> None:
+    """Warn where an optimizer does not fit the parameters of a constrained model.
 
     It would step tensors that the model no longer uses, or fail over the shape of its state.
 
     Args:
         model: The model as it is now.
         held: Parameters and their shapes of before, as of :func:`shapes_of`.
-        done: What was done since, for the sentence.
     """
     if _COPY.get():
         return
@@ -68,8 +65,8 @@ def warn_of_optimizers(
     changed = gone | {id(p) for p, shape in held if p.shape != shape}
     if changed and any(_stale(found, changed, gone) for found in _optimizers()):
         warnings.warn(
-            f"an optimizer was built before the model was {done}: build it anew; it would leave "
-            "weights as they are, or fail over the shapes of its state",
+            "an optimizer was built before the model was constrained: build it anew; it would "
+            "leave weights as they are, or fail over the shapes of its state",
             UserWarning,
             stacklevel=3,
         )

@@ -143,7 +143,7 @@ def test_trained_weights_keep_their_means(
         assert accuracy is not None
         assert changed is not None
         told[name] = (float(accuracy[1]), float(accuracy[2]), float(changed[1]))
-        assert "relu under lcw" in text
+        assert "and relu: under lcw" in text
     assert told["kept"][0] == pytest.approx(0.9511, abs=1e-4)
     assert told["kept"][1] > 0.9
     assert told["kept"][1] >= told["bare"][1]

