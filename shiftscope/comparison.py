@@ -242,7 +242,7 @@ def _unknown(_: Row) -> float:
 
 
 _OF_GRADIENTS = ("vanishing_gradient", "exploding_gradient")
-_OF_WEIGHTS = ("coverage",)
+_OF_WEIGHTS = ("coverage", "not_learning")
 """What weights alone can clear; weights that are finite may still give values that are not."""
 
 _MEASURES: dict[str, tuple[_Value, _Value]] = {

@@ -72,7 +72,7 @@ def comparison_sentence(comparison: Comparison) -> str:
         _listed("gone", [f.cause for f in comparison.lost]),
         _listed("new", gained),
         _listed("graver", sorted(worse - {*gained, "outcome"})),
-        _listed("not looked for in the second", [f.cause for f in comparison.unjudged]),
+        _listed("not looked for in the second:", [f.cause for f in comparison.unjudged]),
     ]
     told = "; ".join(part for part in parts if part)
     sentence = f"Findings: {told}." if told else "The findings are the same, none graver."
