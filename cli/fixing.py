@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import shiftscope
 from shiftscope.capture.visits import untouched
-from shiftscope.errors import UsageError
+from shiftscope.errors import LoadError, UsageError
 from shiftscope.fix.candidates import Candidate, candidate
 from shiftscope.fix.constrain import release
 from shiftscope.fix.prescribe import calibration, output_change, predict, prescribe
@@ -29,6 +29,7 @@ from .terminal import say, show
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from shiftscope.comparison import Comparison
     from shiftscope.fix.prescription import Prescription
@@ -72,8 +73,10 @@ def fix(arguments: argparse.Namespace, update: Update) -> Callable[[], int]:
 
     Raises:
         UsageError: No fix is called for, or the one asked for has nothing to change.
+        LoadError: The weights are not all finite: no constraint mends that.
     """
     loaded = measuring.load(arguments, update)
+    _refuse_broken(loaded.model)
     model = loaded.model.to(loaded.device)
     before = measuring.run(arguments, loaded, model, update)
     item = _chosen(arguments, loaded, before, update)
@@ -91,6 +94,16 @@ def fix(arguments: argparse.Namespace, update: Update) -> Callable[[], int]:
         update("writing the report", 0, 0)
         write_comparison(comparison, arguments.report, arguments.format, prediction)
     return lambda: _tell(arguments, item, comparison, prediction, change)
+
+
+def _refuse_broken(model: Module) -> None:
+    broken = [n for n, p in model.named_parameters() if not bool(p.isfinite().all())]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise LoadError(
+            f"{broken[0]}{more} holds NaN or infinite values, which no fix mends",
+            "go back to the last checkpoint whose weights are all finite",
+        )
 
 
 def _applied(item: Prescription, model: Any, batch: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -194,3 +195,28 @@ def test_nothing_to_change_is_refused(folder: Path, capsys: pytest.CaptureFixtur
     assert main([*run, *keep, "--out", "f.pt"]) == 2
     assert "no bias to keep its mean" in capsys.readouterr().err
     assert not (folder / "f.pt").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load("a.pt", weights_only=True)["state_dict"]
+    state["module.2.weight"][1, 3] = torch.nan
+    torch.save(state, "nan.pt")
+    assert main(["fix", "nan.pt", *RUN, "--method", "lcw", "--out", "f.pt"]) == 2
+    assert "2.weight holds NaN" in capsys.readouterr().err
+    assert not (folder / "f.pt").exists()
+    assert main(["analyze", "nan.pt", "--quiet", "--fail-on", "critical"]) == 1
+    assert main(["compare", "a.pt", "nan.pt", "--quiet", "--fail-on", "serious"]) == 1
+    assert main(["compare", "a.pt", "a.pt", "--quiet", "--fail-on", "info"]) == 0
+
+
+def test_the_precision_of_the_file_is_kept(folder: Path) -> None:
+    state = {k: v.bfloat16() for k, v in build().state_dict().items()}
+    torch.save(state, "half.pt")
+    assert main(["fix", "half.pt", *RUN, "--method", "lcw", "--out", "f.pt"]) == 0
+    fixed = torch.load("f.pt", weights_only=True)
+    assert {t.dtype for t in fixed.values()} == {torch.bfloat16}
+    rows = fixed["2.weight"].double()
+    bound = torch.finfo(torch.bfloat16).eps * math.sqrt(rows.shape[1]) * rows.norm(dim=1)
+    assert bool((rows.sum(1).abs() <= bound).all())
