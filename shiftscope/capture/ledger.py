@@ -192,7 +192,7 @@ class Ledger(Recorder):
 
     def _read_for(self, reading: Found) -> list[int]:
         """The slot that a tensor was first read for."""
-        if type(reading) is Columns:
+        if type(reading) in (Columns, Parts):
             return [reading.slot]
         return [slot for *_, known, slot in self._local.recent if known is reading]
 

@@ -13,7 +13,7 @@ from shiftscope.errors import UsageError
 from shiftscope.fix.attach import detach, method_of
 from shiftscope.fix.attach_many import attach_all, attach_by_data
 from shiftscope.fix.choose import Sites, choose, obstacle
-from shiftscope.fix.watchers import refuse_wrapped, shapes_of, warn_of_optimizers
+from shiftscope.fix.watchers import refuse_wrapped, shapes_of, warn_of_nothing, warn_of_optimizers
 
 __all__ = ["METHODS", "Change", "constrain", "is_constrained", "release"]
 
@@ -93,7 +93,8 @@ def constrain(
             batch; None keeps the measured mean.
 
     Returns:
-        One entry a selected layer, with the reason where it is skipped.
+        One entry a selected layer, with the reason where it is skipped. Where all are, a warning
+        says so.
 
     Raises:
         UsageError: Unknown method, an option it does not have, no layer selected, a layer that
@@ -126,8 +127,11 @@ def constrain(
     else:
         options = {"channelwise": channelwise, "scale": scale}
         notes, failed = attach_all(todo, method, options, dry_run)
+    changes = [_told(change, notes, failed) for change in plan]
     warn_of_optimizers(model, held)
-    return [_told(change, notes, failed) for change in plan]
+    if not dry_run:
+        warn_of_nothing([change.reason for change in changes if change.action == "skip"], changes)
+    return changes
 
 
 def release(model: nn.Module, sites: Sites = "*") -> list[Change]:

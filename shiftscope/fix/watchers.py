@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 
 from shiftscope.errors import UsageError
 
-__all__ = ["on_a_copy", "refuse_wrapped", "shapes_of", "warn_of_optimizers"]
+__all__ = ["on_a_copy", "refuse_wrapped", "shapes_of", "warn_of_nothing", "warn_of_optimizers"]
 
 _COPY: ContextVar[bool] = ContextVar("_COPY", default=False)
 
@@ -70,6 +70,14 @@ def warn_of_optimizers(model: nn.Module, held: Iterable[tuple[nn.Parameter, torc
             UserWarning,
             stacklevel=3,
         )
+
+
+def warn_of_nothing(reasons: Sequence[str], selected: Sequence[Any]) -> None:
+    """Warn where every selected layer was skipped: training would go on without a constraint."""
+    if len(reasons) < len(selected) or _COPY.get():
+        return
+    told = "; ".join(dict.fromkeys(reasons))
+    warnings.warn(f"no layer was constrained: {told}", UserWarning, stacklevel=3)
 
 
 def _optimizers() -> Iterator[Any]:

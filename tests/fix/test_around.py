@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -91,7 +92,8 @@ def test_layers_without_weights_are_left_alone(method: str) -> None:
 def test_rows_of_zeros_have_no_direction(method: str, rows: list[int], dry_run: bool) -> None:
     layer = nn.Linear(4, 3)
     layer.weight.data[rows] = 0.0
-    (change,) = ss.constrain(layer, method, dry_run=dry_run)
+    with nullcontext() if dry_run else pytest.warns(UserWarning, match="no layer was constrained"):
+        (change,) = ss.constrain(layer, method, dry_run=dry_run)
     assert change.action == "skip"
     assert "zero weights" in change.reason
     assert not parametrize.is_parametrized(layer)
@@ -102,7 +104,8 @@ def test_weights_that_would_overflow_are_left_as_they_are(method: str) -> None:
     layer = nn.Linear(256, 4).half()
     layer.weight.data.uniform_(-1.0, 1.0).mul_(1e4)
     before, weight = layer.weight.detach().clone(), layer.weight
-    (change,) = ss.constrain(layer, method)
+    with pytest.warns(UserWarning, match="no layer was constrained"):
+        (change,) = ss.constrain(layer, method)
     assert change.action == "skip"
     assert "range of torch.float16" in change.reason
     assert torch.equal(layer.weight, before)
@@ -172,7 +175,8 @@ def test_a_batch_the_model_does_not_take() -> None:
 def test_a_batch_with_nan_has_no_mean() -> None:
     x = torch.rand(32, 6)
     x[0, 0] = torch.nan
-    changes = ss.constrain(net(), "lcw-data", batch=x)
+    with pytest.warns(UserWarning, match="no layer was constrained: its input holds NaN"):
+        changes = ss.constrain(net(), "lcw-data", batch=x)
     assert [change.reason for change in changes] == ["its input holds NaN or infinite values"] * 2
 
 
@@ -183,7 +187,8 @@ def test_one_method_by_name() -> None:
 
 
 def test_one_row_tells_no_mean_and_nan_moves_none() -> None:
-    (change, _) = ss.constrain(net(), "lcw-data", batch=torch.rand(1, 6))
+    with pytest.warns(UserWarning, match="no layer was constrained"):
+        (change, _) = ss.constrain(net(), "lcw-data", batch=torch.rand(1, 6))
     assert change.reason == "one row does not tell a mean"
     model = net()
     ss.constrain(model, "lcw-data", batch=torch.rand(64, 6), momentum=0.5)

@@ -84,7 +84,8 @@ def test_gmp_refuses_a_bias_without_weights() -> None:
     layer = nn.Linear(3, 2)
     with torch.no_grad():
         layer.weight[1] = 0
-    (change,) = constrain(layer, "gmp")
+    with pytest.warns(UserWarning, match="no layer was constrained"):
+        (change,) = constrain(layer, "gmp")
     assert change.action == "skip"
     assert "neurons [1]" in change.reason
     with torch.no_grad():
