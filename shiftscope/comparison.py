@@ -62,16 +62,17 @@ class Comparison:
     @property
     def lost(self) -> tuple[Finding, ...]:
         """Findings of the first snapshot whose cause the second was searched for, and has not."""
-        has = {finding.cause for finding in self.findings_after}
-        gone = (f for f in self.findings_before if f.cause not in has)
-        return tuple(f for f in gone if _judges(self.after, f.cause))
+        return tuple(f for f in self._missing if _judges(self.after, f.cause))
 
     @property
     def unjudged(self) -> tuple[Finding, ...]:
         """Findings of the first snapshot that the second was not measured for."""
+        return tuple(f for f in self._missing if not _judges(self.after, f.cause))
+
+    @property
+    def _missing(self) -> list[Finding]:
         has = {finding.cause for finding in self.findings_after}
-        gone = (f for f in self.findings_before if f.cause not in has)
-        return tuple(f for f in gone if not _judges(self.after, f.cause))
+        return [f for f in self.findings_before if f.cause not in has]
 
     @cached_property
     def outcome(self) -> Finding | None:

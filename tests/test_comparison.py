@@ -136,6 +136,8 @@ def test_the_document_is_strict_json(both: tuple[ss.Snapshot, ss.Snapshot]) -> N
         ({"loss": 0.5}, {"loss": 1.1}, "serious"),
         ({"loss": 0.5}, {"loss": 0.52}, None),
         ({"loss": 0.5}, {"loss": math.nan}, "critical"),
+        ({"loss": 0.5, "accuracy": 0.9}, {"loss": None, "accuracy": 0.9}, "critical"),
+        ({"loss": 0.5}, {}, None),
         ({}, {"loss": 0.5}, None),
     ],
 )

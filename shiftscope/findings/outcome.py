@@ -30,13 +30,13 @@ def worse_outcome(before: Mapping[str, Any], after: Mapping[str, Any]) -> Findin
     Returns:
         A finding, or None where nothing is worse, or nothing was measured in both.
     """
+    losses = [_number(m.get("loss")) for m in (before, after)]
+    if "loss" in after and math.isfinite(losses[0]) and not math.isfinite(losses[1]):
+        return _by_loss(*losses)  # a file holds None in place of NaN
     old, new = (_number(m.get("accuracy")) for m in (before, after))
     if math.isfinite(old) and math.isfinite(new):
         return _by_accuracy(old, new, _error(old, before), _error(new, after))
-    old, new = (_number(m.get("loss")) for m in (before, after))
-    if math.isfinite(old) and "loss" in after:
-        return _by_loss(old, new)
-    return None
+    return _by_loss(*losses) if all(map(math.isfinite, losses)) else None
 
 
 def _by_accuracy(old: float, new: float, *errors: float) -> Finding | None:

@@ -95,19 +95,20 @@ def _attach_one(layer: Any, method: str, *, dry_run: bool = False, **options: An
     Raises:
         UsageError: It cannot be constrained, or its weights would no longer be finite.
     """
-    frozen = not layer.weight.requires_grad
-    before = layer.weight.detach().clone()
+    notes = (
+        [] if layer.weight.requires_grad else ["frozen: its values are projected once, and stay"]
+    )
+    before, bias = (None if t is None else t.detach().clone() for t in (layer.weight, layer.bias))
     attach(layer, method, dry_run=dry_run, **options)
-    if dry_run or before.is_meta:
-        return ""
+    if dry_run or before is None or before.is_meta:
+        return "; ".join(notes)
     after = _weight_of(layer)
     if bool(before.isfinite().all()) and not bool(after.isfinite().all()):
-        _undo(layer, before)
+        _undo(layer, before, bias)
         raise UsageError(
             f"under {method} its weights leave the range of {before.dtype}",
             "Use a wider dtype, or smaller weights.",
         )
-    notes = ["frozen: its values were projected once, and stay"] if frozen else []
     if method in _SAME_FUNCTION:
         away = (after.double() - before.double()).norm() / before.double().norm()
         if float(away) > _NOTABLE:
@@ -129,8 +130,10 @@ def _weight_of(layer: Any) -> Tensor:
     return weight
 
 
-def _undo(layer: Any, weight: Tensor) -> None:
-    """Put back a weight that the constraint could not hold."""
+@torch.no_grad()
+def _undo(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
+    """Put back a layer that the constraint could not hold."""
     detach(layer)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
+    layer.weight.copy_(weight)
+    if bias is not None:
+        layer.bias.copy_(bias)

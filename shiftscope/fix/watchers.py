@@ -35,8 +35,7 @@ def refuse_wrapped(model: nn.Module) -> None:
     Raises:
         UsageError: The model, or a part of it, is wrapped.
     """
-    wrapped = (torch.nn.parallel.DistributedDataParallel,)
-    if any(isinstance(module, wrapped) for module in model.modules()):
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
         raise UsageError(
             "the model is wrapped in DistributedDataParallel, which would wait for parameters "
             "that are gone",

@@ -99,16 +99,18 @@ def test_rows_of_zeros_have_no_direction(method: str, rows: list[int], dry_run: 
     assert not parametrize.is_parametrized(layer)
 
 
-@pytest.mark.parametrize("method", ["cwn", "weight_norm"])
+@pytest.mark.parametrize("method", ["cwn", "weight_norm", "gmp"])
 def test_weights_that_would_overflow_are_left_as_they_are(method: str) -> None:
     layer = nn.Linear(256, 4).half()
     layer.weight.data.uniform_(-1.0, 1.0).mul_(1e4)
     before, weight = layer.weight.detach().clone(), layer.weight
+    bias = layer.bias.detach().clone()
     with pytest.warns(UserWarning, match="no layer was constrained"):
         (change,) = ss.constrain(layer, method)
     assert change.action == "skip"
     assert "range of torch.float16" in change.reason
     assert torch.equal(layer.weight, before)
+    assert torch.equal(layer.bias, bias)
     assert layer.weight is weight
     assert not parametrize.is_parametrized(layer)
 
@@ -125,9 +127,10 @@ def test_what_rounding_changes_is_told() -> None:
 def test_frozen_weights_are_projected_and_it_is_said() -> None:
     model = net()
     model[2].weight.requires_grad_(False)
-    changes = ss.constrain(model, "lcw")
-    assert changes[0].reason == ""
-    assert "frozen" in changes[1].reason
+    for dry_run in (True, False):
+        changes = ss.constrain(model, "lcw", dry_run=dry_run)
+        assert changes[0].reason == ""
+        assert "frozen" in changes[1].reason
     assert float(model[2].weight.sum(1).abs().max()) < 1e-6
 
 
