@@ -35,6 +35,8 @@ def clock(run: Callable[[], None], device: str, steps: int = 1) -> float:
 
 def floor(sizes: Sequence[int], added: float) -> dict[str, float]:
     """The time a copy of as many bytes takes, and how many times as long the added time is."""
+    if not sizes:
+        raise RuntimeError("no tensor was read by Triton")
     limit = sum(sizes) / bandwidth() * 1e3
     return {
         "tensors_read": len(sizes),

@@ -33,6 +33,7 @@ from peers import PEERS
 from workloads import NAMES, Workload, build
 
 import shiftscope as ss
+from shiftscope.tally.device import Parts
 
 Step = Callable[[], None]
 NEVER = 10**9
@@ -135,12 +136,12 @@ def measured(
     name: str, row: str, make: Callable[[Workload], Step], pairs: int, device: str, dtype: Any
 ) -> dict[str, Any]:
     base, other = build(name, device, dtype), build(name, device, dtype)
-    found: dict[str, Any] = {"what": name, "row": row}
+    found: dict[str, Any] = {"what": name, "row": row, "pairs": pairs}
     steps = 1 if device == "cpu" else 10
     if make in (sampled, block):
-        steps, pairs = 50, max(3, pairs // 2)
+        steps, found["pairs"] = 50, max(3, pairs // 2)
     try:
-        found |= ratio(make(other), base.step, pairs, device, steps)
+        found |= ratio(make(other), base.step, found["pairs"], device, steps)
         if device == "cuda" and make is every_step:
             found |= floor(read_in(other), found["ms"] - found["bare_ms"])
             found |= profiled(other.step)
@@ -156,7 +157,7 @@ def read_in(work: Workload) -> list[int]:
     (recorder,) = probe._recorders.values()
     read = {id(found): found for _, found in recorder._pending}.values()
     work.optimizer.step()
-    return [r.rows * r.width * (4, 8, 2, 2)[r.dtype] for r in read]
+    return [r.rows * r.width * (4, 8, 2, 2)[r.dtype] for r in read if isinstance(r, Parts)]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

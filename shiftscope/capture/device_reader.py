@@ -39,22 +39,28 @@ class DeviceReaders:
         try:
             reader = self._readers[device]
         except KeyError:
-            reader = self._readers[device] = _Reader(device) if usable(device) else None
-        if reader is None or device in self._failed:
+            made = _Reader(device) if usable(device) else None
+            reader = self._readers.setdefault(device, made)
+        if reader is None or device in self._failed or not _addressable(x):
             return None
         try:
             return reader.read_any(x, slot, kind, image)
+        except torch.OutOfMemoryError:
+            return None  # torch's kernels may need less
         except Exception as error:
             # Triton compiles when it is first called: no C compiler, a GPU it does not know, ...
             # Training goes on, and torch's own kernels read from now on.
-            self._failed.add(device)
-            warnings.warn(
-                f"shiftscope reads on {device} by torch's kernels, in more passes: Triton failed "
-                f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            self._give_up(device, error)
             return None
+
+    def _give_up(self, device: torch.device, error: Exception) -> None:
+        self._failed.add(device)
+        warnings.warn(
+            f"shiftscope reads on {device} by torch's kernels, in more passes: Triton failed "
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     @property
     def used(self) -> int:
@@ -67,7 +73,10 @@ class DeviceReaders:
         """Merge a step (see :meth:`PagedReader.merge`)."""
         for reader in self._known():
             scale = None if inverse is None else inverse.to(reader.device)
-            yield from reader.merge(writes, gradient, scale)
+            try:
+                yield from reader.merge(writes, gradient, scale)
+            except Exception as error:  # this step is lost, and training goes on
+                self._give_up(reader.device, error)
 
     def close(self) -> list[Totals]:
         """The accumulators of the steps so far; new ones begin."""
@@ -80,6 +89,12 @@ class DeviceReaders:
 
     def _known(self) -> list[_Reader]:
         return [reader for reader in list(self._readers.values()) if reader is not None]
+
+
+def _addressable(x: Tensor) -> bool:
+    """Whether the numbers of a tensor lie where its address says."""
+    plain = type(x) is Tensor or type(x) is torch.nn.Parameter
+    return plain and x.layout is torch.strided and not (x.is_nested or x.is_neg())
 
 
 class _Reader(DeviceReader, PagedReader):

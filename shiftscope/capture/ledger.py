@@ -140,7 +140,8 @@ class Ledger(Recorder):
             # Views of one base are distinct objects that may hold the same rows.
             width = tensor.shape[-1 if kind == ROWS else (1 if kind == IMAGE else dim)]
             dense = tensor.is_contiguous()
-            place = (kind, width, tensor.storage_offset(), tensor.numel())
+            rows = tensor.shape[0] if kind == IMAGE else 0
+            place = (kind, width, rows, tensor.storage_offset(), tensor.numel())
             place += () if dense else (tensor.shape, tensor.stride())
         recent = self._local.recent
         for entry in reversed(recent):

@@ -42,17 +42,20 @@ class MeanImages:
 
     def add(self, images: Sequence[Image]) -> None:
         """Add the mean images of the batches of one step."""
-        sound: dict[tuple[int, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
+        sound: dict[tuple[int, torch.device, int], tuple[list[Tensor], list[Tensor]]] = {}
+        times: dict[int, int] = {}
         for state, op, mean, samples, finite in images:
             if not finite:
                 self._add_doubtful(state, op, mean.double(), samples)
                 continue
             entry = self._entry(state, op, mean)
             entry.samples = entry.samples + samples
-            totals, means = sound.setdefault((samples, mean.device), ([], []))
+            # On a GPU the entries of one list are added at once: a total may stand there once.
+            turn = times[id(entry)] = times.get(id(entry), 0) + 1
+            totals, means = sound.setdefault((samples, mean.device, turn), ([], []))
             totals.append(entry.total)
             means.append(mean)
-        for (samples, _), (totals, means) in sound.items():
+        for (samples, *_), (totals, means) in sound.items():
             torch._foreach_add_(totals, means, alpha=samples)  # a launch or two for all sites
 
     def _entry(self, state: SiteState, op: LinearOp, mean: Tensor) -> _Sum:

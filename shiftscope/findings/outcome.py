@@ -16,6 +16,8 @@ _RISES = ((2.0, "serious"), (1.1, "watch"))
 """How many times the loss -> how grave that is, where no accuracy was measured."""
 _ERRORS = 3.0
 """Standard errors of the difference that chance is given."""
+_LEAST = 0.01
+"""Accuracy that chance is given where nobody counted the rows."""
 
 
 def worse_outcome(before: Mapping[str, Any], after: Mapping[str, Any]) -> Finding | None:
@@ -28,7 +30,8 @@ def worse_outcome(before: Mapping[str, Any], after: Mapping[str, Any]) -> Findin
         after: That of the second.
 
     Returns:
-        A finding, or None where nothing is worse, or nothing was measured in both.
+        A finding, or None where nothing is worse, or nothing was measured in both. Without an
+        accuracy the loss is judged by its ratio, which says nothing where it was not positive.
     """
     losses = [_number(m.get("loss")) for m in (before, after)]
     if "loss" in after and math.isfinite(losses[0]) and not math.isfinite(losses[1]):
@@ -41,7 +44,7 @@ def worse_outcome(before: Mapping[str, Any], after: Mapping[str, Any]) -> Findin
 
 def _by_accuracy(old: float, new: float, *errors: float) -> Finding | None:
     fall, error = old - new, math.hypot(*errors)
-    if fall <= max(_ERRORS * error, 1e-9):
+    if fall <= (_ERRORS * error or _LEAST):
         return None
     severity = next(level for least, level in _STEPS if fall >= least)
     return _finding(
@@ -82,7 +85,7 @@ def _finding(
 
 
 def _error(accuracy: float, manifest: Mapping[str, Any]) -> float:
-    samples = _number(manifest.get("samples"))
+    samples = _number(manifest.get("accuracy_rows") or manifest.get("samples"))
     return math.sqrt(accuracy * (1 - accuracy) / samples) if samples > 0 else 0.0
 
 

@@ -66,12 +66,13 @@ def project(w: Tensor) -> Tensor:
 
 def lean(function: type[Function], plain: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Apply the lean form in eager mode, plain operations wherever something traces them."""
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    ):
         return plain(*arguments)
-    try:
-        result: Tensor = function.apply(*arguments)
-    except RuntimeError:  # a transform of torch.func
-        result = plain(*arguments)
+    result: Tensor = function.apply(*arguments)
     return result
 
 

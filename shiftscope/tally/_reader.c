@@ -59,7 +59,7 @@ typedef struct {
     PyObject *anchor; /* weak reference to it, or to the base that it is a view of */
     PyObject *found;
     unsigned long thread;
-    long long version, place[5];
+    long long version, place[6];
 } Entry;
 
 typedef struct {
@@ -144,15 +144,16 @@ static int64_t size_at(PyObject *x, Py_ssize_t dim)
 
 /* Where the elements of a tensor lie. A tensor of its own is known by itself; views of one base
    are distinct objects that may hold the same rows. */
-static int place_of(PyObject *x, int kind, int is_view, long long place[5])
+static int place_of(PyObject *x, int kind, int is_view, long long place[6])
 {
-    memset(place, 0, 5 * sizeof *place);
+    memset(place, 0, 6 * sizeof *place);
     place[0] = kind;
     if (!is_view)
         return 0;
     place[1] = integer(call(x, word_offset));
     place[2] = integer(call(x, word_numel));
     place[3] = size_at(x, kind == ROWS ? -1 : 1);
+    place[5] = kind == ROWS ? 0 : size_at(x, 0); /* images of other sizes may have as many channels */
     PyObject *strides = call(x, word_stride);
     if (strides && PyTuple_Check(strides) && PyTuple_GET_SIZE(strides))
         place[4] = PyLong_AsLongLong(PyTuple_GET_ITEM(strides, PyTuple_GET_SIZE(strides) - 1));
@@ -173,7 +174,7 @@ static PyObject *alive(PyObject *reference)
 #endif
 }
 
-static PyObject *recall(Reader *self, PyObject *anchor, long long version, const long long place[5])
+static PyObject *recall(Reader *self, PyObject *anchor, long long version, const long long place[6])
 {
     unsigned long thread = PyThread_get_thread_ident();
     for (int i = 1; i <= RECENT; i++) {
@@ -185,7 +186,7 @@ static PyObject *recall(Reader *self, PyObject *anchor, long long version, const
     return NULL;
 }
 
-static int remember(Reader *self, PyObject *anchor, long long version, const long long place[5],
+static int remember(Reader *self, PyObject *anchor, long long version, const long long place[6],
                     PyObject *found)
 {
     PyObject *reference = PyWeakref_NewRef(anchor, NULL);
@@ -308,7 +309,7 @@ static PyObject *reader_look(Reader *self, PyObject *const *args, Py_ssize_t num
     if (!base)
         return NULL;
     PyObject *anchor = base == Py_None ? x : base;
-    long long place[5], version = integer(PyObject_GetAttr(x, word_version));
+    long long place[6], version = integer(PyObject_GetAttr(x, word_version));
     int known = version != -1;
     if (!known) { /* tensors made in inference mode have no version */
         if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -93,6 +94,7 @@ class DeviceReader:
         self._size = _FIRST
         self._launches: dict[Any, Launch] = {}
         self._lock = threading.Lock()
+        self._under_way, self._reusable = 0, True
 
     def read(self, x: Tensor, slot: int, by_row: bool, image: bool) -> Parts | None:
         """Read a contiguous tensor that has elements.
@@ -121,12 +123,16 @@ class DeviceReader:
         parts = Parts(slot, launch, x.dtype)
         with self._lock:
             page = self._page_for(parts)
+            self._under_way += 1
         try:
             parts.image = launch(x, address, page, parts.offset)
         except BaseException:
             columns = parts.parts * parts.width  # taken, and never written
             page.data[:, parts.offset : parts.offset + columns].zero_()
             raise
+        finally:
+            with self._lock:
+                self._under_way -= 1
         return parts
 
     @property
@@ -141,11 +147,15 @@ class DeviceReader:
             pages, self._pages = self._pages, []
             used = sum(page.used for page in pages)
             self._size = max(_FIRST, used + used // 8)
+            self._reusable = not self._under_way
         return readings, pages
 
     def give_back(self, pages: list[Page]) -> None:
-        """Use a page again. What still reads it was launched before what will write to it."""
-        if len(pages) == 1:
+        """Use a page again, unless some thread may still write to it.
+
+        What still reads it was launched before what will write to it, on the same stream.
+        """
+        if len(pages) == 1 and self._reusable:
             page = pages[0]
             page.used, page.readings = 0, []
             self._spare = page
@@ -208,6 +218,11 @@ class DeviceRecord:
         Source: Chan, Golub, LeVeque (1983).
         """
         table = self._table(page, start, gradient)
+        with torch.cuda.device(self.data.device) if self.data.is_cuda else nullcontext():
+            self._launch(page, start, table, inverse)
+        return start + table.shape[1]
+
+    def _launch(self, page: Page, start: int, table: Tensor, inverse: Tensor | None) -> None:
         columns = table.shape[1]
         kernels().merge_parts[(-(-columns // _MERGED[1]),)](
             *(self.data, self.capacity, start, page.data, page.capacity, table, columns),
@@ -217,7 +232,6 @@ class DeviceRecord:
             WIDTH=_MERGED[1],
             enable_fp_fusion=True,
         )
-        return start + columns
 
     def _table(self, page: Page, start: int, gradient: Sequence[bool]) -> Tensor:
         """Where the parts of each neuron stand; made anew only when they moved."""

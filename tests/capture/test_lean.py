@@ -395,3 +395,61 @@ def test_triton_that_fails_is_told_and_replaced(
         moments = got[site].streams[stream].moments
         assert moments.count.tolist() == [18] * 4
         torch.testing.assert_close(moments.mean, want.detach().double().mean(0), atol=1e-6, rtol=0)
+
+
+def test_two_passes_of_a_convolution_in_one_step(
+    reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU adds the entries of one list at once: no total may stand in it twice."""
+    together: list[int] = []
+    add = torch._foreach_add_
+
+    def watched(totals: list[Tensor], means: list[Tensor], **more: Any) -> None:
+        assert len({id(total) for total in totals}) == len(totals)
+        together.append(len(totals))
+        add(totals, means, **more)
+
+    monkeypatch.setattr(torch, "_foreach_add_", watched)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Sigmoid(), nn.Conv2d(3, 2, 3))
+    batches = [torch.rand(4, 2, 6, 6) + k for k in range(6)]
+    with ss.watch(model, every=1, window=50) as probe:
+        for first, second in zip(batches[::2], batches[1::2], strict=True):
+            model(first)
+            model(second)
+            probe.step()
+    want = ss.analyze(model, batches, dtype=torch.float64).records
+    for site in ("0", "2"):
+        mine, theirs = probe.trace.last.records[site].weights, want[site].weights
+        assert mine is not None
+        assert theirs is not None
+        np.testing.assert_allclose(mine.mu, theirs.mu, rtol=1e-5)
+    assert (reader == "triton") == bool(together)
+
+
+def test_views_of_one_base_with_other_channels_are_other_tensors(reader: str) -> None:
+    recorder = LeanRecorder(Settings())
+    base = torch.arange(64.0)
+    states = [recorder._state(SiteInfo(n, "activation", "relu", n, 4)) for n in ("x", "y")]
+    slots = [recorder.slot(state, "z") for state in states]
+    views = [base.view(2, 4, 8), base.view(4, 4, 4)]
+    for slot, view in zip(slots, views, strict=True):
+        recorder.take(slot, view, IMAGE)
+    for state in states:
+        recorder.tell(state, "calls")
+    recorder.flush()
+    records = recorder.records()
+    for name, view in zip(("x", "y"), views, strict=True):
+        mean = records[name].streams["z"].moments.mean
+        torch.testing.assert_close(mean, view.double().mean((0, 2)))
+
+
+def test_tensors_without_an_address_are_read_by_torch(reader: str) -> None:
+    if reader != "triton":
+        pytest.skip("of the reader on a GPU")
+    x = torch.rand(6, 3)
+    negated = torch._neg_view(x)
+    found = device_reader.DeviceReaders()
+    assert found.read(x, 0, ROWS, False) is not None
+    assert found.read(negated, 0, ROWS, False) is None
+    assert found.read(x.as_subclass(type("Own", (Tensor,), {})), 0, ROWS, False) is None

@@ -124,15 +124,14 @@ def test_readings_are_those_of_float64(
             recorder.flush()
             got = recorder.records()["x"].streams["z"].moments
             assert got.count.tolist() == [len(exact)] * width
-            rtol = 1e-12 if dtype is torch.float64 and reader == "triton" else 5e-6
-            torch.testing.assert_close(got.mean, exact.mean(0), rtol=rtol, atol=5e-6)
+            tight = (1e-12 if dtype is torch.float64 else 2e-6) if reader == "triton" else 2e-5
+            torch.testing.assert_close(got.mean, exact.mean(0), rtol=tight, atol=tight)
             variance = exact.var(0, unbiased=False)
-            torch.testing.assert_close(got.variance, variance, rtol=2e-5, atol=2e-5)
-            if recorder._imaged[slot] and getattr(found, "image", None) is not None:
+            torch.testing.assert_close(got.variance, variance, rtol=tight, atol=tight)
+            if recorder._imaged[slot] and reader == "triton":
                 want = x.double().mean(0).flatten(1)
-                torch.testing.assert_close(
-                    found.image.double().cpu().reshape(want.shape), want, rtol=2e-2, atol=2e-2
-                )
+                image = found.image.cpu().reshape(want.shape)
+                torch.testing.assert_close(image, want, rtol=tight, atol=tight)
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e-21, 1e-30, 1e-38, 1e-41, 1e-44])
@@ -317,7 +316,7 @@ def test_no_memory_is_kept() -> None:
         assert steps(200) <= first + 2**16
 
 
-def test_side_streams_and_threads() -> None:
+def test_a_side_stream() -> None:
     torch.manual_seed(0)
     model = mlp(64).cuda()
     x = torch.randn(512, 6, device="cuda")

@@ -111,7 +111,7 @@ def test_many_tensors_pages_and_steps() -> None:
         for slot, (x, (_, by_row)) in enumerate(zip(tensors, shapes, strict=True)):
             reader.read(x, slot, by_row, False)
         assert reader.used == 39010
-        pages.append([id(page.data) for page in reader._pages])
+        pages.append([page.data for page in reader._pages])
         data, readings = record_of(reader)
         assert [r.slot for r in readings] == [0, 1, 2, 3]
         assert reader.used == 0
@@ -121,7 +121,7 @@ def test_many_tensors_pages_and_steps() -> None:
             data[2] / data[0], np.concatenate([w["var"] for w in want]), rtol=2e-6
         )
     assert len(pages[0]) == 2  # grown in the first step, one page from then on
-    assert pages[1] == pages[2] == pages[3]
+    assert all(len(held) == 1 and held[0] is pages[1][0] for held in pages[1:])
 
 
 def test_gradients_are_divided_by_the_loss_scale() -> None:
