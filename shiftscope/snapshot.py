@@ -69,8 +69,9 @@ class Snapshot:
     @cached_property
     def quantiles(self) -> Mapping[str, Mapping[str, Array]]:
         """Quantiles ``[5, neurons]`` by site and stream: those saved, or from the samples."""
+        known: dict[int, Array] = {}
         return {
-            name: self.kept_quantiles.get(name) or _quantiles_of(record)
+            name: self.kept_quantiles.get(name) or _quantiles_of(record, known)
             for name, record in self.records.items()
         }
 
@@ -152,9 +153,13 @@ def load(path: str | os.PathLike[str]) -> Snapshot | Trace:
     return Trace.load(path) if holds_trace(path) else read_snapshot(path)
 
 
-def _quantiles_of(record: SiteRecord) -> dict[str, Array]:
+def _quantiles_of(record: SiteRecord, known: dict[int, Array]) -> dict[str, Array]:
+    """Quantiles of all streams; what an activation reads is what the layer before it wrote."""
     samples = {name: s.sample for name, s in record.streams.items() if s.sample is not None}
-    return {name: sample.quantiles(QUANTILES) for name, sample in samples.items()}
+    for sample in samples.values():
+        if id(sample.rows) not in known:
+            known[id(sample.rows)] = sample.quantiles(QUANTILES)
+    return {name: known[id(sample.rows)] for name, sample in samples.items()}
 
 
 def _merge_records(mine: SiteRecord, theirs: SiteRecord) -> SiteRecord:

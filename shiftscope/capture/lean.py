@@ -79,8 +79,9 @@ class LeanRecorder(Ledger):
         self._fold()
         for state in self.states.values():
             state.streams.clear()
+        known: dict[int, Extrema] = {}
         for slot, moments in self._totals.items():
-            self._to_stream(slot, moments)
+            self._to_stream(slot, moments, known)
         self._mean_images.hand_out()
         floors = {state: self._finish(state) for state in self.states.values()}
         for state in self.states.values():
@@ -97,7 +98,8 @@ class LeanRecorder(Ledger):
         for state in self.states.values():
             state.restart()
 
-    def _to_stream(self, slot: int, moments: Moments) -> None:
+    def _to_stream(self, slot: int, moments: Moments, known: dict[int, Extrema]) -> None:
+        """Complete a stream; ``known`` are the extrema of samples, which several streams share."""
         state, name = self.slots[slot]
         sample = self._sampler.get(slot)
         counts = extrema = None
@@ -105,7 +107,9 @@ class LeanRecorder(Ledger):
             bounds = None
             if state.info.kind == "activation" and name == "z":
                 bounds = saturation_bounds(state.info.op, dict(state.info.params))
-            extrema = Extrema.of(sample.rows)
+            extrema = known.get(id(sample.rows))
+            if extrema is None:
+                extrema = known[id(sample.rows)] = Extrema.of(sample.rows)
             if name == "z":
                 counts = Counts.of(sample.rows, saturated_outside=bounds)
         lost = self._lost.get(slot)

@@ -96,16 +96,13 @@ def rounding_scale(op: LinearOp, inputs: Stream) -> Tensor | None:
         return None
     moments = inputs.moments
     power = (moments.mean.nan_to_num() ** 2 + moments.variance.nan_to_num()).clamp(min=0)
-    power = power.to(op.weight.device)
-    largest = power.amax().clamp(min=torch.finfo(torch.float64).tiny)
-    rows = op.rows(op.weight.detach().float())
-    unit = rows.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
-    # Squares of scaled weights, added up over the taps of each input channel.
-    squares = (rows / unit).square().unflatten(1, (power.numel() // op.groups, -1)).sum(dim=2)
-    shares = (power / largest).float().reshape(op.groups, -1)
-    grouped = squares.reshape(op.groups, -1, squares.shape[1])
-    sums = torch.einsum("goi,gi->go", grouped, shares).flatten().double()
-    return _SUM_ROUNDING * (sums * largest).sqrt() * unit.double()
+    rows = op.rows(op.weight)
+    # The same for all taps of an input channel.
+    power = power.to(rows.device).reshape(op.groups, -1)
+    taps = rows.shape[1] // power.shape[1]
+    power = power.repeat_interleave(taps, 1) if taps > 1 else power
+    sums = geometry.power_of_terms(rows, power, _groups_of(op, rows))
+    return _SUM_ROUNDING * sums.sqrt()
 
 
 def weight_facts(op: LinearOp, mean_input: MeanInput | None, rows: int) -> WeightFacts | None:
@@ -124,22 +121,31 @@ def weight_facts(op: LinearOp, mean_input: MeanInput | None, rows: int) -> Weigh
         return None
     unrolled = op.rows(weight)
     outputs, fan_in = unrolled.shape
-    group = torch.arange(op.groups, device=weight.device).repeat_interleave(outputs // op.groups)
+    group = _groups_of(op, unrolled)
+    mu = None if mean_input is None else mean_input.mean.to(weight.device).reshape(-1, fan_in)
+    found = geometry.row_facts(unrolled, mu, group)
+    norm2, row_sum, theta, shift = _numpy(
+        torch.stack([found.norm2, found.row_sum, found.theta_ones, found.shift])
+    )
     spread = mean_input.spread if mean_input is not None else None
-    mu, shift = _predicted(unrolled, mean_input, group)
-    xi, eta_map = _norms(op, weight, unrolled, spread)
+    if spread is None:
+        # Every square enters one row and one column; groups partition the columns.
+        eta = float(norm2.mean())
+        xi = eta * outputs / (op.groups * fan_in)
+    else:
+        xi, eta = (float(gain) for gain in spread.mean_gains(weight, found.columns))
     bias = op.bias.detach() if op.bias is not None else torch.full((outputs,), torch.nan)
     return WeightFacts(
         rows=rows,
-        norm2=_numpy(geometry.eta(unrolled)),
-        row_sum=_numpy(geometry.shift(unrolled, unrolled.new_ones(fan_in))),
-        theta_ones=_numpy(geometry.angle_to_ones(unrolled)),
+        norm2=norm2,
+        row_sum=row_sum,
+        theta_ones=theta,
         bias=_numpy(bias.expand(outputs)),
-        shift=_numpy(shift),
-        mu=_numpy(mu).reshape(-1, fan_in) if mu is not None else np.zeros((0, 0)),
-        group=group.cpu().numpy().astype(np.int64),
+        shift=shift,
+        mu=_numpy(mu) if mu is not None else np.zeros((0, 0)),
+        group=np.arange(outputs) // max(1, outputs // op.groups),
         xi=xi,
-        eta_map=eta_map,
+        eta_map=eta,
     )
 
 
@@ -223,24 +229,11 @@ def _of_products(x1: Tensor, x2: Tensor) -> MeanInput:
     return MeanInput(total.reshape(1, -1), rows, None, Stream(moments))
 
 
-def _predicted(
-    unrolled: Tensor, mean_input: MeanInput | None, group: Tensor
-) -> tuple[Tensor | None, Tensor]:
-    if mean_input is None:
-        return None, torch.full((unrolled.shape[0],), torch.nan, dtype=torch.float64)
-    mu = mean_input.mean.to(unrolled.device)
-    return mu, geometry.shift(unrolled, mu.reshape(-1, unrolled.shape[1]), group)
-
-
-def _norms(
-    op: LinearOp, weight: Tensor, unrolled: Tensor, spread: PatchMap | None
-) -> tuple[float, float]:
-    eta = float(geometry.eta(unrolled).mean())
-    if spread is not None:
-        return float(spread.xi_map(weight).mean()), float(spread.eta_map(weight).mean())
-    # Every square enters one row and one column; groups partition the columns.
-    columns = op.groups * unrolled.shape[1]
-    return eta * unrolled.shape[0] / columns, eta
+def _groups_of(op: LinearOp, rows: Tensor) -> Tensor | None:
+    """Group of each weight row; None where there is one group only."""
+    if op.groups == 1:
+        return None
+    return torch.arange(len(rows), device=rows.device) // max(1, len(rows) // op.groups)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

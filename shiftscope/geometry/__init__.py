@@ -15,15 +15,19 @@ from shiftscope.geometry.angles import (
     xi,
 )
 from shiftscope.geometry.patches import PatchMap
+from shiftscope.geometry.rows import RowFacts, power_of_terms, row_facts
 
 __all__ = [
     "PatchMap",
+    "RowFacts",
     "angle",
     "angle_to_mean",
     "angle_to_ones",
     "eta",
     "lcw_residual",
     "p_gamma_index",
+    "power_of_terms",
+    "row_facts",
     "row_norms",
     "shift",
     "xi",

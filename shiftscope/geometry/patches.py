@@ -16,6 +16,7 @@ from torch import Tensor
 from shiftscope.errors import UsageError
 from shiftscope.geometry.arguments import Padding, Size, each, pairs
 from shiftscope.geometry.axis import Axis, table
+from shiftscope.geometry.rows import row_facts
 
 __all__ = ["PatchMap"]
 
@@ -236,6 +237,34 @@ class PatchMap:
         """
         rows = self.unroll(weight.detach())
         return self._norms(rows.reshape(rows.shape[0], -1, self._taps), of_input=False)
+
+    def mean_gains(self, weight: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Means of `xi_map` and of `eta_map` over all elements, without either map.
+
+        Args:
+            weight: The convolution's weight, as it stores it.
+            columns: Squared norms of the columns of the unrolled weight, if they are known.
+
+        Returns:
+            Two scalars in float64.
+
+        Raises:
+            UsageError: The weight is not one of this convolution.
+
+        Source: both maps add up to the sum of squares of the unrolled matrix.
+        """
+        rows = self.unroll(weight.detach())
+        inputs = rows.shape[1] // self._taps * self.groups
+        if self.padding_mode == "zeros":
+            squares = row_facts(rows).columns if columns is None else columns
+            taps = squares.reshape(-1, *self.kernel_size).sum(0)
+            total = (taps * self.reads(weight.device)).sum()
+        else:
+            total = self.xi_map(weight).sum()
+        return (
+            total / (inputs * prod(self.input_size)),
+            total / (rows.shape[0] * prod(self.output_size)),
+        )
 
     @property
     def _taps(self) -> int:

@@ -32,10 +32,13 @@ class Tally:
             device: Where the tensors are to lie.
 
         Returns:
-            A tally of the same values.
+            A tally of the same values; this one if they lie there already.
         """
-        moved = {key: value.to(device) for key, value in self._tensors().items()}
-        return replace(self, **moved)
+        wanted = torch.device(device)
+        values = vars(self).values()
+        if all(value.device == wanted for value in values if isinstance(value, Tensor)):
+            return self
+        return replace(self, **{key: value.to(wanted) for key, value in self._tensors().items()})
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The fields as numpy arrays, for saving; waits for the device.

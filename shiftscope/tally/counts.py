@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from shiftscope.errors import UsageError
 from shiftscope.tally.base import Tally
-from shiftscope.tally.layout import Layout, over_rows
+from shiftscope.tally.layout import Layout, known_finite, over_rows
 
 __all__ = ["Counts"]
 
@@ -79,12 +80,17 @@ class Counts(Tally):
         for block in layout.blocks() if layout.rows else ():
             # Sums of 0s and 1s are exact: a block has far fewer than 2^24 rows.
             block = block if block.dtype == torch.float64 else block.float()
-            finite = finite + _number(block.mul(0).eq_(0))
-            active = active + _number(_filled(block, -torch.inf).gt_(active_above))
+            small = large = block
+            if known_finite(block):
+                finite = finite + block.shape[0] * block.shape[2]
+            else:  # what is not finite gets a value on the side that is not counted
+                finite = finite + over_rows(block.mul(0).eq_(0), torch.sum).long()
+                small, large = _filled(block, torch.inf), _filled(block, -torch.inf)
+            active = active + _number(torch.gt, large, active_above)
             if saturated_outside is not None:
                 low, high = saturated_outside
-                below = _number(_filled(block, torch.inf).le_(low))
-                saturated = saturated + below + _number(_filled(block, -torch.inf).ge_(high))
+                saturated = saturated + _number(torch.le, small, low)
+                saturated = saturated + _number(torch.ge, large, high)
         return cls(rows, active, saturated, rows - finite)
 
     def merge(self, other: Counts) -> Counts:
@@ -128,5 +134,7 @@ def _filled(block: Tensor, value: float) -> Tensor:
     return block.nan_to_num(value, value, value)
 
 
-def _number(ones: Tensor) -> Tensor:
+def _number(compare: Callable[..., Tensor], block: Tensor, limit: float) -> Tensor:
+    """Rows of each neuron of which a comparison holds."""
+    ones = compare(block, limit, out=torch.empty_like(block))  # to add up booleans takes longer
     return over_rows(ones, torch.sum).long()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.tally.base import Tally
-from shiftscope.tally.layout import Layout, over_rows
+from shiftscope.tally.layout import Layout, known_finite, over_rows
 
 __all__ = ["Extrema"]
 
@@ -57,8 +57,10 @@ class Extrema(Tally):
         layout = Layout.of(x, feature_dim)
         result = cls.empty(layout.neurons, x.device)
         for block in layout.blocks() if layout.rows else ():
-            low = over_rows(block.nan_to_num(torch.inf, torch.inf, torch.inf), torch.amin)
-            high = over_rows(block.nan_to_num(-torch.inf, -torch.inf, -torch.inf), torch.amax)
+            low, high = over_rows(block, torch.amin), over_rows(block, torch.amax)
+            if not known_finite(high - low):
+                low = over_rows(block.nan_to_num(torch.inf, torch.inf, torch.inf), torch.amin)
+                high = over_rows(block.nan_to_num(-torch.inf, -torch.inf, -torch.inf), torch.amax)
             result = result.merge(cls(low.double(), high.double()))
         return result
 

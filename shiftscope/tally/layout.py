@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 
 import torch
 from torch import Tensor
 
 from shiftscope.errors import MeasureError, UsageError
 
-__all__ = ["Layout", "over_rows"]
+__all__ = ["Layout", "known_finite", "over_rows"]
 
 _CPU_BLOCK = 1 << 16
 """Elements of a block on the CPU: its float64 copy (512 KB) stays in the second-level cache."""
@@ -136,6 +136,18 @@ def over_rows(block: Tensor, reduction: Callable[..., Tensor]) -> Tensor:
     if after < _FEW:  # short runs are slow to reduce: add whole samples first
         return reduction(reduction(block, 0), 1)
     return reduction(reduction(block, 2), 0)
+
+
+def known_finite(values: Tensor) -> bool:
+    """Whether all values are known to be finite.
+
+    Args:
+        values: Any numbers.
+
+    Returns:
+        False also where nobody knows: on a GPU, which is not waited for, and where a sum overflows.
+    """
+    return values.is_cpu and isfinite(float(values.sum()))
 
 
 def _view(x: Tensor, dim: int) -> Tensor | None:

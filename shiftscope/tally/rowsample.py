@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -121,7 +121,9 @@ class RowSample(Tally):
             The `size` rows of smallest priority.
         """
         size = min(size, self.size)
-        kept = self.rows[:size].clone()
+        if self.kept <= size:
+            return replace(self, size=size)
+        kept = self.rows[:size].clone()  # the rest can go
         return RowSample(self.priority[:size].clone(), kept, size, self.seed, self.seen)
 
     @property
@@ -153,7 +155,8 @@ class RowSample(Tally):
             raise UsageError(f"quantiles {list(qs)} reach outside 0..1", "Give fractions in 0..1.")
         rows = self.rows.detach().cpu()
         rows = rows if rows.dtype == torch.float64 else rows.float()
-        parts = [_quantiles(part.T.numpy(), fractions) for part in rows.split(_COLUMNS, dim=1)]
+        columns = [part.T.contiguous().numpy() for part in rows.split(_COLUMNS, dim=1)]
+        parts = [_quantiles(part, fractions) for part in columns]
         return np.concatenate(parts, axis=1)
 
 
@@ -190,17 +193,36 @@ def _signed(value: int) -> int:
 def _quantiles(
     columns: NDArray[np.floating], fractions: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Quantiles [len(fractions), neurons] of [neurons, rows]; NaN sorts to the end."""
-    ordered = np.sort(columns, axis=1)
-    valid = (~np.isnan(ordered)).sum(1)
-    if ordered.shape[1] == 0:
-        return np.full((len(fractions), len(ordered)), np.nan)
-    position = fractions[:, None] * np.maximum(valid - 1, 0)[None, :]
+    """Quantiles [len(fractions), neurons] of [neurons, rows], which are sorted in place."""
+    neurons, rows = columns.shape
+    if rows == 0:
+        return np.full((len(fractions), neurons), np.nan)
+    columns.sort(axis=1)  # NaN goes to the end
+    # The same places in all neurons, but for those that have fewer numbers.
+    position = fractions * (rows - 1)
     low = np.floor(position).astype(np.int64)
-    high = np.minimum(low + 1, np.maximum(valid - 1, 0))
-    at = np.arange(len(ordered))[None, :]
-    below, above = ordered[at, low].astype(np.float64), ordered[at, high].astype(np.float64)
-    part = position - low
+    high = np.minimum(low + 1, rows - 1)
+    result = _between(columns[:, low].T, columns[:, high].T, (position - low)[:, None])
+    lost = np.isnan(columns[:, -1])
+    if lost.any():
+        result[:, lost] = _of_fewer(columns[lost], fractions[:, None])
+    return result
+
+
+def _of_fewer(ordered: NDArray[np.floating], fractions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quantiles of rows in order that end in NaN."""
+    last = np.maximum((~np.isnan(ordered)).sum(1) - 1, 0)
+    position = fractions * last
+    low = np.floor(position).astype(np.int64)
+    at = np.arange(len(ordered))
+    return _between(ordered[at, low], ordered[at, np.minimum(low + 1, last)], position - low)
+
+
+def _between(
+    below: NDArray[np.floating], above: NDArray[np.floating], part: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Some part of the way from one number to the next."""
+    below, above = below.astype(np.float64), above.astype(np.float64)
     with np.errstate(invalid="ignore"):  # next to an infinity, only a true fraction is moved
         moved = below + (above - below) * part
     return np.asarray(np.where((below == above) | (part == 0), below, moved))

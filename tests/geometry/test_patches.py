@@ -141,6 +141,11 @@ def test_norm_maps_equal_those_of_the_whole_matrix(case: dict[str, Any]) -> None
     close(eta.flatten(), matrix.square().sum(1))
     close(xi.flatten(), matrix.square().sum(0))
     close(eta.sum(), xi.sum())
+    columns = geo.row_facts(conv.unroll(layer.weight)).columns
+    for known in (None, columns):
+        close(
+            torch.stack(conv.mean_gains(layer.weight, known)), [xi.mean().item(), eta.mean().item()]
+        )
 
 
 def test_reads_count_by_hand() -> None:
@@ -174,5 +179,6 @@ def test_nothing_waits_for_the_device() -> None:
     assert geo.shift(rows, mu, conv.group_of_output(4, "meta")).shape == (4,)
     assert geo.angle_to_mean(rows, mu, conv.group_of_output(4, "meta")).shape == (4,)
     assert conv.xi_map(w).is_meta
+    assert conv.mean_gains(w)[0].is_meta
     assert geo.lcw_residual(rows).shape == geo.p_gamma_index(mu[0]).shape == ()
     assert geo.angle_to_ones(rows).shape == geo.eta(rows).shape == (4,)
