@@ -100,7 +100,14 @@ def ss_probe(work: Workload, **options: Any) -> ss.Probe:
 
 
 def sampled(work: Workload) -> Step:
+    """One window: the recording alone."""
     ss_probe(work, every=50)
+    return work.step
+
+
+def windows(work: Workload) -> Step:
+    """With the default windows, one of which ends in each block that is timed."""
+    ss_probe(work, every=50, window=None)
     return work.step
 
 
@@ -116,7 +123,12 @@ ROWS: dict[str, Callable[[Workload], Step]] = {
     "shiftscope, attached and idle": idle,
     "shiftscope, detached": detached,
 }
-ON_CUDA = {"A/A, 50 steps": block, "shiftscope, 1 step in 50": sampled}
+IN_BLOCKS: dict[str, Callable[[Workload], Step]] = {
+    "A/A, 100 steps": block,
+    "shiftscope, 1 step in 50": sampled,
+    "shiftscope, 1 step in 50 and the ends of windows": windows,
+}
+"""On a GPU, in blocks of 100 steps: the span of a window."""
 
 
 def ratio(run: Step, base: Step, pairs: int, device: str, steps: int) -> dict[str, float]:
@@ -183,8 +195,8 @@ def measured(
     base, other = build(name, device, dtype), build(name, device, dtype)
     found: dict[str, Any] = {"what": name, "row": row, "pairs": pairs}
     steps = 1 if device == "cpu" else 10
-    if make in (sampled, block):
-        steps, found["pairs"] = 50, max(3, pairs // 2)
+    if row in IN_BLOCKS:
+        steps, found["pairs"] = 100, max(3, pairs // 2)
     try:
         found |= ratio(make(other), base.step, found["pairs"], device, steps)
         if device == "cuda" and make is every_step:
@@ -271,7 +283,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dtype, load, rows = getattr(torch, options.dtype), os.getloadavg()[0], []
     for name in options.workloads:
-        more = ON_CUDA if options.device == "cuda" else {}
+        more = IN_BLOCKS if options.device == "cuda" else {}
         for row, make in {**ROWS, **more, **PEERS}.items():
             if not options.rows or row in options.rows:
                 rows.append(measured(name, row, make, options.pairs, options.device, dtype))

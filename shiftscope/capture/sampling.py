@@ -28,6 +28,7 @@ class Sampler:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._kept: dict[int, RowSample] = {}
+        self._moved: dict[int, RowSample] = {}
         self._drawn: list[tuple[int, RowSample]] = []
         self._shared: dict[int, tuple[Any, int, RowSample]] = {}
         self._seen: dict[int, int] = {}
@@ -70,6 +71,7 @@ class Sampler:
         """The step ended well."""
         drawn, self._drawn = self._drawn, []
         self._shared.clear()
+        self._moved.clear()
         for slot, sample in drawn:
             before = self._kept.get(slot)
             if before is None or before.rows.shape[1] == sample.rows.shape[1]:
@@ -82,14 +84,20 @@ class Sampler:
         self._shared.clear()
 
     def get(self, slot: int) -> RowSample | None:
-        """What was kept of a stream."""
+        """What was kept of a stream, on the CPU; streams that share a sample get the same one."""
         sample = self._kept.get(slot)
-        return None if sample is None else sample.to("cpu")
+        if sample is None:
+            return None
+        moved = self._moved.get(id(sample))
+        if moved is None:
+            moved = self._moved[id(sample)] = sample.to("cpu")
+        return moved
 
     def clear(self) -> None:
         """Begin a new window."""
         self.drop()
         self._kept.clear()
+        self._moved.clear()
 
     def _rows_of(self, values: Tensor, place: int, size: int, start: int) -> RowSample:
         if values.dim() != 2 or place not in (-1, 1):
