@@ -16,7 +16,7 @@ from shiftscope.draw.boxes import neuron_boxes
 from shiftscope.draw.depth import profile_over_depth
 from shiftscope.draw.heatmaps import stripes
 from shiftscope.draw.layers import layer_boxes
-from shiftscope.draw.names import plain_name, thinned
+from shiftscope.draw.names import plain_name, plain_names, thinned
 from shiftscope.draw.predicted import predicted_against_measured
 from shiftscope.draw.profile import depth_profile
 from shiftscope.draw.quantiles import BANDS, BOXES
@@ -150,7 +150,7 @@ def _neurons(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure | N
         f"As Figures 2 and 3 of Kutsuna 2019, up to {MANY} neurons: {BOXES}; more: {BANDS}. A "
         "healthy neuron uses the range of its activation; under shift neurons become constants at "
         "different heights. All panels have one scale.",
-        f"Distributions of the neurons of {', '.join(map(plain_name, names))}.",
+        f"Distributions of the neurons of {', '.join(plain_names(names))}.",
         figure,
     )
 
@@ -232,7 +232,7 @@ def _over_depth(snapshot: Snapshot) -> NamedFigure | None:
             prediction.measured_share,
             prediction.measured_log10_grad_var,
             {"predicted": prediction},
-            list(map(plain_name, prediction.sites)),
+            list(prediction.sites),
             prediction.chain,
         ),
     )

@@ -11,7 +11,7 @@ from shiftscope.draw.course import Course
 from shiftscope.draw.curves import quantile_course, run_curves
 from shiftscope.draw.depth_time import evolution
 from shiftscope.draw.gallery import NamedFigure
-from shiftscope.draw.names import plain_name
+from shiftscope.draw.names import plain_names
 
 if TYPE_CHECKING:
     from shiftscope.findings import Finding
@@ -79,7 +79,7 @@ def _bands(trace: Trace, course: Course, findings: Sequence[Finding]) -> NamedFi
         "How preactivations move",
         "All neurons of a site pooled: light band 1 to 99 %, dark band 25 to 75 %, line: median. "
         "All panels have one scale.",
-        f"Quantiles of z at {', '.join(map(plain_name, names))} over {_span(course)}.",
+        f"Quantiles of z at {', '.join(plain_names(names))} over {_span(course)}.",
         quantile_course(trace, names),
     )
 

@@ -166,3 +166,11 @@ def test_gains_against_theory_name_the_farthest() -> None:
     assert "backward" in told
     assert "net.3:sigmoid" in told
     assert "factor 2," in told
+
+
+def test_layers_named_in_chinese_are_told_apart_in_a_figure() -> None:
+    figure = ss.draw.depth_profile(make(3, prefix="编码器."))
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert r"\u7f16\u7801\u5668.0" in labels
+    assert len(set(labels)) == len(labels)
