@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.collections import PolyCollection
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from shiftscope.draw.marks import BAD, HATCH, hatch_stretches, stretches
 from shiftscope.draw.names import thinned
-from shiftscope.draw.palette import COLORS
 from shiftscope.draw.tables import Array, column, lost
 from shiftscope.errors import UsageError
 from shiftscope.findings.timeline import main_phase
@@ -25,18 +25,13 @@ if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
     from shiftscope.trace import Trace
 
-__all__ = ["BAD", "Course", "shade_cells", "shade_windows", "step_axis"]
+__all__ = ["Course", "shade_cells", "shade_windows", "step_axis"]
 
 _WINDOWS = 360
 """Windows drawn at most: one a pixel column of a small panel."""
 
 _SEEN = 0.01
 """Least width of the last window, as a share of the run."""
-
-BAD = "NaN or infinite values"
-"""What hatching means, for legends."""
-
-_HATCH: dict[str, Any] = {"edgecolor": f"{COLORS['threshold']}70", "hatch": "////", "linewidth": 0}
 
 
 @dataclass(frozen=True)
@@ -172,10 +167,7 @@ def shade_windows(ax: Axes, course: Course, label: str | None = BAD) -> None:
         course: The windows.
         label: Words for the legend; None for none.
     """
-    for start, stop in _stretches(np.asarray(course.bad.any(axis=0))):
-        ends = course.edges[start], course.edges[stop]
-        ax.axvspan(*ends, facecolor="none", label=label, zorder=0.5, **_HATCH)
-        label = None
+    hatch_stretches(ax, course.edges, np.asarray(course.bad.any(axis=0)), label)
 
 
 def shade_cells(ax: Axes, course: Course, sites: Sequence[str]) -> None:
@@ -189,14 +181,8 @@ def shade_cells(ax: Axes, course: Course, sites: Sequence[str]) -> None:
     cells = [
         [(left, row - 0.5), (right, row - 0.5), (right, row + 0.5), (left, row + 0.5)]
         for row, line in enumerate(course.matrix("nonfinite", sites) > 0)
-        for left, right in (course.edges[list(ends)] for ends in _stretches(line))
+        for left, right in (course.edges[list(ends)] for ends in stretches(line))
     ]
     if cells:
-        patch = PolyCollection(cells, facecolors="none", label=BAD, zorder=3, **_HATCH)
+        patch = PolyCollection(cells, facecolors="none", label=BAD, zorder=3, **HATCH)
         ax.add_collection(patch, autolim=False)
-
-
-def _stretches(marked: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """First and past-the-last position of each unbroken stretch."""
-    turns = np.flatnonzero(np.diff(np.concatenate([[False], marked, [False]])))
-    return [(int(start), int(stop)) for start, stop in turns.reshape(-1, 2)]

@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shiftscope.draw.course import BAD, Course, shade_windows, step_axis
+from shiftscope.draw.course import Course, shade_windows, step_axis
 from shiftscope.draw.decades import decade_axis, decades
 from shiftscope.draw.heatmaps import sequential
+from shiftscope.draw.marks import BAD
 from shiftscope.draw.names import display_names, thinned
 from shiftscope.draw.palette import COLORS
 from shiftscope.draw.pooling import mixture

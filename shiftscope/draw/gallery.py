@@ -99,13 +99,15 @@ def _profile(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure | N
     sites = snapshot.sites
     if sites.empty:
         return None
+    bad = bool((column(sites, "nonfinite") > 0).any())
     return NamedFigure(
         "depth-profile",
         "Along the depth",
         "Sites in the order of execution. Shift share with two standard errors; variance of z "
         "between and within neurons; variance of its gradient; gains measured (colour) and "
         "predicted (black). Variances and gains are on axes in decades; dashed lines are the "
-        "thresholds of findings, marks at the foot the sites they concern.",
+        "thresholds of findings, marks at the foot the sites they concern."
+        + (" Hatched: some values there were NaN or infinite." if bad else ""),
         _sentence(
             f"Profiles of {len(sites)} sites.",
             _range("Shift share", column(sites, "shift_share"), "{:.2f}"),

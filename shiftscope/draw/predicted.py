@@ -183,6 +183,7 @@ def _identity(ax: Axes, low: float, high: float) -> None:
     ax.set_xlim(low, high)
     ax.set_ylim(low, high)
     ax.set_aspect("equal", adjustable="box")
+    ax.set_anchor("S")  # shrunk towards its words: the layout has measured them from there
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(4))
         value_axis(axis)

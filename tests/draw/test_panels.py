@@ -140,6 +140,17 @@ def test_words_of_a_narrow_panel_stay_inside() -> None:
     assert ax.bbox.x0 < words.x0 < words.x1 < ax.bbox.x1
 
 
+def test_words_below_stay_inside_beside_an_empty_panel() -> None:
+    snapshot = make(3)
+    snapshot.sites["phi_fw"] = snapshot.sites["phi_bw"] = np.nan
+    figure = ss.draw.predicted_against_measured(snapshot, "net.2")
+    figure.canvas.draw()
+    for ax in figure.axes[:2]:
+        words = ax.xaxis.label.get_window_extent()
+        assert words.y0 >= 0
+        assert ax.title.get_window_extent().y1 <= figure.bbox.y1
+
+
 def test_a_neuron_at_a_right_angle_uses_the_scale_of_its_site() -> None:
     snapshot = make(3)
     place = snapshot.neurons.index[0]

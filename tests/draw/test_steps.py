@@ -13,7 +13,8 @@ from run_cases import batch, network, run
 from standin import measure
 
 from shiftscope import draw
-from shiftscope.draw.course import BAD, Course
+from shiftscope.draw.course import Course
+from shiftscope.draw.marks import BAD
 from shiftscope.trace import Trace, Window
 
 
