@@ -15,7 +15,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from shiftscope.draw.marks import BAD, HATCH, hatch_stretches, stretches
 from shiftscope.draw.names import thinned
-from shiftscope.draw.tables import Array, column, lost
+from shiftscope.draw.reasons import lost
+from shiftscope.draw.tables import Array, column
 from shiftscope.errors import UsageError
 from shiftscope.findings.timeline import main_phase
 

@@ -240,7 +240,8 @@ def _name_dashes(ax: Axes, drawn: bool) -> None:
 
 def _bands(ax: Axes, course: Course, table: Array, color: str, limits: tuple[float, float]) -> None:
     if not np.isfinite(table).all(axis=0).any():
-        not_measured(ax, "no window has row samples of it")
+        few = "in no window were the values of half the neurons finite"
+        not_measured(ax, few if course.bad.any() else "no window has row samples of it")
         return
     draw_bands(ax, course.edges, table, COLORS[color])
     ax.set_ylim(*limits)

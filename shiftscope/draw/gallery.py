@@ -17,11 +17,12 @@ from shiftscope.draw.depth import profile_over_depth
 from shiftscope.draw.heatmaps import stripes
 from shiftscope.draw.layers import layer_boxes
 from shiftscope.draw.names import plain_name, plain_names, thinned
+from shiftscope.draw.pooling import stands_for_all
 from shiftscope.draw.predicted import predicted_against_measured
 from shiftscope.draw.profile import depth_profile
 from shiftscope.draw.quantiles import BANDS, BOXES
 from shiftscope.draw.style import MANY, drawing, new_figure
-from shiftscope.draw.tables import column
+from shiftscope.draw.tables import by_site, column
 from shiftscope.prediction import DepthPrediction, predict_depth
 from shiftscope.snapshot import Snapshot
 
@@ -121,7 +122,7 @@ def _layers(snapshot: Snapshot) -> NamedFigure | None:
     neurons, sites = snapshot.neurons, snapshot.sites
     linear = neurons[neurons["site"].isin(sites["site"][sites["kind"] == "linear"])]
     drawn = neurons if linear.empty else linear
-    count = _measured_sites(drawn, ("z_q50", "grad_z_var"))
+    count = sum(_is_known(part, ("z_q50", "grad_z_var")) for _, part in by_site(drawn))
     if not count:
         return None
     reading = BOXES if count <= MANY else BANDS
@@ -277,6 +278,11 @@ def _measured_sites(neurons: pd.DataFrame, columns: Sequence[str]) -> int:
     for name in columns:
         known |= np.isfinite(column(neurons, name))
     return int(neurons["site"][known].nunique())
+
+
+def _is_known(neurons: pd.DataFrame, columns: Sequence[str]) -> bool:
+    """Whether a column is known of so many neurons of a site that they stand for it."""
+    return any(stands_for_all(np.isfinite(column(neurons, name))) for name in columns)
 
 
 def _range(label: str, values: np.ndarray[tuple[int], np.dtype[np.float64]], form: str) -> str:

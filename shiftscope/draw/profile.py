@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from shiftscope.draw.decades import decade_axis, decades
 from shiftscope.draw.marks import BAD, hatch_stretches, mark_findings, threshold_line, thresholds_of
 from shiftscope.draw.palette import COLORS
+from shiftscope.draw.reasons import gradient_reason, unless_lost
 from shiftscope.draw.style import (
     MANY,
     drawing,
@@ -30,7 +31,7 @@ from shiftscope.draw.style import (
     stack_panels,
     title,
 )
-from shiftscope.draw.tables import Array, Source, column, lost, sites_of
+from shiftscope.draw.tables import Array, Source, column, sites_of
 
 if TYPE_CHECKING:
     from shiftscope.findings import Finding
@@ -45,7 +46,6 @@ __all__ = [
 ]
 
 _PANEL = 1.55
-_STREAMS = {"z": "z", "grad_z": "∇z"}
 
 
 @drawing()
@@ -95,7 +95,7 @@ def shift_profile(source: Source, findings: Sequence[Finding] = (), ax: Axes | N
     title(ax, "Shift share of z")
     share, error = column(sites, "shift_share"), column(sites, "shift_share_se")
     if not np.isfinite(share).any():
-        return _empty(ax, sites, _unless_lost(source, "z", "no preactivation was recorded"))
+        return _empty(ax, sites, unless_lost(source, "z", "no preactivation was recorded"))
     for kind, label, weak in (
         ("linear", "leaving linear maps", True),
         ("activation", "entering activations", False),
@@ -133,7 +133,7 @@ def variance_profile(
     where = where if entering else _main_places(sites)
     within, between = (decades(column(sites, f"{p}_var"))[where] for p in ("within", "between"))
     if not np.isfinite(within).any() and not np.isfinite(between).any():
-        return _empty(ax, sites, _unless_lost(source, "z", "no preactivation was recorded"))
+        return _empty(ax, sites, unless_lost(source, "z", "no preactivation was recorded"))
     _line(ax, where, between, "shift", "between neurons")
     _line(ax, where, within, "within", "within a neuron (mean)")
     _decades(ax, sites, within, between)
@@ -166,7 +166,7 @@ def gradient_profile(
     where = _main_places(sites)
     logs = column(sites, "log10_grad_z_var")[where]
     if not np.isfinite(logs).any():
-        return _empty(ax, sites, _gradient_reason(source, column(sites, "grad_z_var")))
+        return _empty(ax, sites, gradient_reason(source, column(sites, "grad_z_var")))
     _line(ax, where, logs, "backward", "mean over neurons")
     _decades(ax, sites, logs)
     known = logs[np.isfinite(logs)]
@@ -218,7 +218,7 @@ def gain_profile(
         drawn += [gain, theory]
     if not np.isfinite(np.concatenate(drawn)).any():
         reason = f"no gain of {kind} sites is known"
-        return _empty(ax, sites, _unless_lost(source, "z", reason))
+        return _empty(ax, sites, unless_lost(source, "z", reason))
     _decades(ax, sites, *drawn)
     ax.set_ylabel("gain")
     legend_above(ax)
@@ -347,20 +347,6 @@ def _finish(ax: Axes, sites: pd.DataFrame, findings: Sequence[Finding], causes: 
             threshold_line(ax, value, f"threshold {value:g}")
     mark_findings(ax, list(sites["site"]), [f for f in findings if f.cause in causes])
     legend_above(ax)
-
-
-def _unless_lost(source: Source, stream: str, reason: str) -> str:
-    """The reason, unless values were there and were not finite."""
-    count = lost(source, stream)
-    values = f"{count:,} value{'s' if count != 1 else ''} of {_STREAMS[stream]}"
-    return f"{values} were NaN or infinite" if count else reason
-
-
-def _gradient_reason(source: Source, variances: Array) -> str:
-    reason = "no gradient reached these sites (give a loss to measure it)"
-    if (variances == 0).any():
-        reason = "every gradient here is zero or below the resolution of floats"
-    return _unless_lost(source, "grad_z", reason)
 
 
 def _empty(ax: Axes, sites: pd.DataFrame, reason: str) -> Axes:

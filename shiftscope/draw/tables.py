@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from shiftscope.columns import as_float, quantile_names
+from shiftscope.columns import quantile_names
 from shiftscope.errors import UsageError
 from shiftscope.snapshot import Snapshot
 
-__all__ = ["Array", "Source", "by_site", "column", "lost", "neurons_of", "quantiles_of", "sites_of"]
+__all__ = ["Array", "Source", "by_site", "column", "neurons_of", "quantiles_of", "sites_of"]
 
 Array = npt.NDArray[np.float64]
 
@@ -60,15 +60,6 @@ def column(frame: pd.DataFrame, name: str) -> Array:
 def quantiles_of(frame: pd.DataFrame, stream: str) -> Array:
     """Quantiles 1, 25, 50, 75 and 99 % of a stream, one row each: ``[5, rows]``."""
     return np.stack([column(frame, name) for name in quantile_names(stream)])
-
-
-def lost(source: Source, stream: str) -> int:
-    """Values of a stream that were NaN or infinite; 0 where only a frame is known."""
-    if not isinstance(source, Snapshot):
-        return 0
-    streams = [record.streams.get(stream) for record in source.records.values()]
-    counts = [s.counts for s in streams if s is not None and s.counts is not None]
-    return int(sum(as_float(count.nonfinite).sum() for count in counts))
 
 
 def by_site(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -110,7 +110,7 @@ def subtitle(snapshot: Snapshot) -> str:
     """What was measured, in one line under the heading."""
     manifest = snapshot.manifest
     parts = [str(manifest[key]) for key in ("checkpoint", "model") if manifest.get(key)]
-    parts.append(f"{len(snapshot.sites)} sites")
+    parts.append(_plural(len(snapshot.sites), "site"))
     if manifest.get("parameters"):
         parts.append(f"{_count(manifest['parameters'])} parameters")
     if manifest.get("samples"):
