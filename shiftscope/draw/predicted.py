@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from shiftscope.draw.decades import decade_axis, decade_text, decades, value_axis, value_text
-from shiftscope.draw.names import display_names, thinned
+from shiftscope.draw.names import thinned
 from shiftscope.draw.palette import COLORS
 from shiftscope.draw.style import (
     drawing,
@@ -21,7 +21,7 @@ from shiftscope.draw.style import (
     span,
     title,
 )
-from shiftscope.draw.tables import Array, Source, column, neurons_of, sites_of
+from shiftscope.draw.tables import Array, Source, column, neurons_of, site_label, sites_of
 from shiftscope.snapshot import Snapshot
 
 __all__ = ["activation_gains", "predicted_against_measured", "predicted_shift"]
@@ -70,7 +70,9 @@ def predicted_shift(source: Source, site: str | None = None, ax: Axes | None = N
     """
     ax = new_axes(ax, 4.0)
     frame = neurons_of(source, site)
-    heading = "Shift at all linear sites" if site is None else f"Shift at {_label(source, site)}"
+    heading = (
+        "Shift at all linear sites" if site is None else f"Shift at {site_label(source, site, 18)}"
+    )
     title(ax, heading)
     predicted, measured, scale = _shifts(frame, _mean_norms(source))
     known = np.isfinite(predicted) & np.isfinite(measured)
@@ -129,12 +131,6 @@ def activation_gains(source: Source, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("measured")
     ax.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
     return ax
-
-
-def _label(source: Source, site: str) -> str:
-    """A short name that tells the site from the others of its source."""
-    names = list(dict.fromkeys(neurons_of(source)["site"]))
-    return display_names(names, 18)[names.index(site)]
 
 
 def _mean_norms(source: Source) -> dict[str, float]:
@@ -204,6 +200,4 @@ def _farthest(sites: pd.DataFrame, pairs: dict[str, tuple[Array, Array]]) -> str
     }
     (site, name), gap = max(off.items(), key=lambda item: item[1])
     word = "forward" if name == "phi_fw" else "backward"
-    names = list(sites["site"])
-    label = display_names(names, 22)[names.index(site)]
-    return f"farthest: {word}, factor {decade_text(gap)},\nat {label}"
+    return f"farthest: {word}, factor {decade_text(gap)},\nat {site_label(sites, site, 22)}"

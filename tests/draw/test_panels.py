@@ -185,3 +185,16 @@ def test_layers_named_in_chinese_are_told_apart_in_a_figure() -> None:
     labels = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
     assert r"\u7f16\u7801\u5668.0" in labels
     assert len(set(labels)) == len(labels)
+
+
+def test_titles_tell_sites_of_long_names_apart() -> None:
+    prefix, titles = "model.decoder." + "block." * 12, []
+    snapshot = make(3, prefix=prefix)
+    names = [f"{prefix}{k}{'.attention' * 9}" for k in (0, 2)]
+    for k, name in zip((0, 2), names, strict=True):
+        snapshot.sites.loc[snapshot.sites["site"] == f"{prefix}{k}", "site"] = name
+        snapshot.neurons.loc[snapshot.neurons["site"] == f"{prefix}{k}", "site"] = name
+    for name in names:
+        titles.append(ss.draw.neuron_boxes(snapshot, name).get_title(loc="left"))
+        titles.append(ss.draw.predicted_shift(snapshot, name).get_title(loc="left"))
+    assert len(set(titles)) == 4
