@@ -160,15 +160,26 @@ def step_axis(ax: Axes, course: Course, beside: Course | None = None, ticks: int
     ax.set_xlabel("step")
 
 
-def shade_windows(ax: Axes, course: Course, label: str | None = BAD) -> None:
+def shade_windows(
+    ax: Axes, course: Course, beside: Course | None = None, label: str | None = BAD
+) -> None:
     """Hatch the windows in which any value was not finite, over the whole height of a panel.
 
     Args:
         ax: Axes whose x is the number of a step.
         course: The windows.
+        beside: Windows of another phase; of these their own steps are hatched.
         label: Words for the legend; None for none.
     """
-    hatch_stretches(ax, course.edges, np.asarray(course.bad.any(axis=0)), label)
+    bad = np.asarray(course.bad.any(axis=0))
+    hatch_stretches(ax, course.edges, bad, label)
+    if beside is None:
+        return
+    label = None if bad.any() else label
+    for k in np.flatnonzero(beside.bad.any(axis=0)):
+        ends = np.array([beside.steps[k] - 0.5, beside.lasts[k] + 0.5])
+        hatch_stretches(ax, ends, np.array([True]), label)
+        label = None
 
 
 def shade_cells(ax: Axes, course: Course, sites: Sequence[str]) -> None:
@@ -179,9 +190,11 @@ def shade_cells(ax: Axes, course: Course, sites: Sequence[str]) -> None:
         course: The windows.
         sites: The sites, one a row.
     """
+    places = {name: place for place, name in enumerate(course.sites())}
+    bad = course.bad[[places[site] for site in sites]]
     cells = [
         [(left, row - 0.5), (right, row - 0.5), (right, row + 0.5), (left, row + 0.5)]
-        for row, line in enumerate(course.matrix("nonfinite", sites) > 0)
+        for row, line in enumerate(bad)
         for left, right in (course.edges[list(ends)] for ends in stretches(line))
     ]
     if cells:

@@ -250,7 +250,7 @@ def _bands(ax: Axes, course: Course, table: Array, color: str, limits: tuple[flo
 def _finish(ax: Axes, course: Course, beside: Course | None = None, *, first: bool = True) -> None:
     """Steps along the axis, hatching where values are not finite, and the legend."""
     step_axis(ax, course, beside)
-    shade_windows(ax, course, BAD if first else None)
+    shade_windows(ax, course, beside, BAD if first else None)
     legend_above(ax, _NAMED + 2)
 
 

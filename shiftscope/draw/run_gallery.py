@@ -62,6 +62,7 @@ def _maps(trace: Trace, course: Course) -> NamedFigure:
 
 def _curves(trace: Trace, course: Course) -> NamedFigure:
     loss = course.manifest("loss") if has_loss(course) else None
+    beside = evaluation(trace)
     return NamedFigure(
         "curves",
         "Along the steps",
@@ -69,8 +70,8 @@ def _curves(trace: Trace, course: Course) -> NamedFigure:
             "One" if loss is None else "The loss of each window, and one",
             "line a site, light at the input and dark at the output, through the middle of each "
             "window. Lines of the gradient that fan out are a gradient that vanishes or explodes.",
-            "Dashed: evaluation, of the sites that are named." if evaluation(trace) else "",
-            _remark(course),
+            "Dashed: evaluation, of the sites that are named." if beside else "",
+            _remark(course, beside),
         ),
         _sentence(f"Curves {_span(course)}.", "" if loss is None else f"Loss {_ends(loss[None])}."),
         run_curves(trace),
@@ -100,11 +101,11 @@ def _sampled(course: Course, site: str) -> bool:
     return any("z" in snapshot.quantiles.get(site, {}) for snapshot in course.snapshots)
 
 
-def _remark(course: Course) -> str:
+def _remark(course: Course, beside: Course | None = None) -> str:
     """What is special about the windows: that there is but one, or values that are not finite."""
     alone = "There is one window; how things move takes two." if len(course.steps) == 1 else ""
-    bad = "Hatched: some values there were NaN or infinite." if course.bad.any() else ""
-    return _sentence(alone, bad)
+    bad = course.bad.any() or (beside is not None and beside.bad.any())
+    return _sentence(alone, "Hatched: some values there were NaN or infinite." if bad else "")
 
 
 def _sentence(*parts: str) -> str:

@@ -165,3 +165,14 @@ def test_evaluation_is_dashed_beside_training(trace: Trace) -> None:
     curves = next(item for item in draw.run_figures(both) if item.name == "curves")
     assert "evaluation" in curves.caption
     assert "evaluation" not in draw.run_figures(trace)[1].caption
+
+
+def test_evaluation_with_values_that_are_not_finite_is_hatched(trace: Trace, broken: Trace) -> None:
+    beside = replace(broken[1], first=7, last=8, phase="eval")
+    ax = draw.site_curves(Trace([trace[0], trace[1], beside, trace[2]]))
+    (span,) = ax.patches
+    assert (span.get_x(), span.get_width()) == (6.5, 2)
+    assert BAD in [text.get_text() for text in ax.get_legend().get_texts()]
+    figures = draw.run_figures(Trace([trace[0], trace[1], beside, trace[2]]))
+    told = {item.name: "Hatched" in item.caption for item in figures}
+    assert told == {"evolution": False, "curves": True, "quantile-course": False}
