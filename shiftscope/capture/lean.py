@@ -6,7 +6,7 @@ How tensors are read and the readings of a step merged is the business of the le
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from shiftscope.capture.mean_inputs import rows_input
 from shiftscope.capture.readings import kind_of
 from shiftscope.capture.recorder import SiteState, keep_weight
 from shiftscope.capture.sampling import PICTURE_ROWS
-from shiftscope.capture.totals import Totals
+from shiftscope.capture.totals import Total, Totals
 from shiftscope.capture.weights import MeanInput, rounding_scale, weight_facts
 from shiftscope.record import SiteInfo, SiteRecord, Stream
 from shiftscope.tally import Counts, Extrema, Moments
@@ -40,20 +40,20 @@ class LeanRecorder(Ledger):
 
     # -- the end of a window --------------------------------------------------------------------
 
-    def _fold(self) -> None:
-        """Move what was merged so far into the totals of the window."""
-        compiled = [] if self._compiled is None else self._compiled.close()
-        for totals in (*compiled, *self._devices.close(), self._kernels.close()):
-            if totals is not None:
-                self._add_all(totals)
-
-    def _add_all(self, totals: Totals | Block) -> None:
+    def _add_all(self, totals: Totals | Block, add: Callable[[int, Moments], None]) -> None:
         self._note_floors(totals.key[0], totals.key[1])
-        for slot, moments, lost in totals.totals():
-            self._add_total(slot, moments)
-            if bool((lost > 0).any()):
-                before = self._lost.get(slot)
-                self._lost[slot] = lost if before is None else before + lost
+        for total in totals.totals():
+            add(total.slot, total.moments)
+            if bool((total.lost > 0).any()):
+                self._note_loss(total)
+
+    def _note_loss(self, total: Total) -> None:
+        state, name = self.slots[total.slot]
+        before = self._lost.get(total.slot)
+        if before is None or len(before) == len(total.lost):
+            self._lost[total.slot] = total.lost if before is None else before + total.lost
+        if total.since >= 0:
+            state.lost_since[name] = min(total.since, state.lost_since.get(name, total.since))
 
     def _note_floors(self, slots: Iterable[int], numbers: Iterable[int]) -> None:
         """An activation that reads what a linear op wrote shares the rounding of its sums."""
@@ -72,7 +72,7 @@ class LeanRecorder(Ledger):
             state, name = self.slots[slot]
             state.notes[f"{name} had several widths; only the first is kept"] = None
             return
-        self._totals[slot] = moments if before is None else before.merge(moments)
+        self._totals[slot] = moments if before is None else before.join(moments)
 
     def records(self, *, backward: bool = True) -> dict[str, SiteRecord]:
         """The frozen records of all flushed steps since the last :meth:`restart`."""

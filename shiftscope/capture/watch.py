@@ -301,6 +301,7 @@ class Probe:
         recorder, window = self._recorders.get(phase), self._open.get(phase)
         if recorder is None or window is None or not window.forwards:
             return
+        recorder.step = self._schedule.steps
         recorder.flush()
         window.ended(self._schedule.steps)
 

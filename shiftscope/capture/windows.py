@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -15,7 +15,7 @@ from shiftscope.record import SiteRecord
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace
 
-__all__ = ["OpenWindow", "combined", "main_phase", "matching", "optimizer_of", "since"]
+__all__ = ["OpenWindow", "main_phase", "matching", "optimizer_of", "since"]
 
 
 @dataclass
@@ -53,13 +53,6 @@ class OpenWindow:
         }
 
 
-def combined(older: Snapshot, newer: Snapshot) -> Snapshot:
-    """Both windows together, with the row samples of the newer one."""
-    records = {name: _without_samples(record) for name, record in older.records.items()}
-    merged = replace(older, records=records, kept_quantiles={}).merge(newer)
-    return replace(merged, manifest={**merged.manifest, **_latest(newer)}, pictures=newer.pictures)
-
-
 def main_phase(trace: Trace, reported: Mapping[str, int]) -> str:
     """Training, or evaluation where that is all that is new.
 
@@ -78,7 +71,7 @@ def since(trace: Trace, phase: str, reported: dict[str, int]) -> Snapshot:
     reported[phase] = max((w.last + 1 for w in fresh), default=start)
     if not fresh:
         return Snapshot({})
-    return reduce(combined, [w.snapshot for w in fresh])
+    return reduce(Snapshot.join, [w.snapshot for w in fresh])
 
 
 def matching(records: Mapping[str, SiteRecord], patterns: Sequence[str]) -> dict[str, SiteRecord]:
@@ -102,13 +95,3 @@ def optimizer_of(given: Any) -> Optimizer:
         f"steps are counted by the hooks of a torch optimizer, got {type(given).__name__}",
         "leave optimizer out and call probe.step() after each step",
     )
-
-
-def _without_samples(record: SiteRecord) -> SiteRecord:
-    streams = {name: replace(s, sample=None) for name, s in record.streams.items()}
-    return replace(record, streams=streams)
-
-
-def _latest(snapshot: Snapshot) -> dict[str, Any]:
-    names = ("step", "overflow_steps", "schedule")
-    return {name: snapshot.manifest[name] for name in names if name in snapshot.manifest}

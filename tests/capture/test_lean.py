@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -215,7 +216,8 @@ def test_many_steps_agree_with_storing_everything(
     model = make()
     batches = [torch.randn(shape) for shape in shapes]
     loss: Callable[[Any, Any], Tensor] = lambda out, _: out.square().sum()  # noqa: E731
-    want = ss.analyze(model, [(x, torch.zeros(1)) for x in batches], loss)
+    steps = [ss.analyze(model, [(x, torch.zeros(1))], loss) for x in batches]
+    want = reduce(lambda one, other: one.join(other), steps)  # of many steps: the averages
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with ss.watch(model, optimizer, every=1, window=len(batches)) as probe:
         for x in batches:
