@@ -97,6 +97,8 @@ class WeightFacts:
         group: Index of the group of each output channel, ``[out]``.
         xi: Mean squared column norm, with taps lost at borders left out for convolutions.
         eta_map: Mean squared row norm, with taps lost at borders left out.
+        z_mean: Means of z over the very rows of ``mu``, ``[out]``, where the averages of z span
+            more steps than that (a window of a training run); empty elsewhere.
     """
 
     rows: int
@@ -109,6 +111,7 @@ class WeightFacts:
     group: npt.NDArray[np.int64]
     xi: float
     eta_map: float
+    z_mean: Array = field(default_factory=lambda: np.zeros(0))
 
     def merge(self, other: WeightFacts) -> WeightFacts:
         """Row-weighted average; the mean input and the shifts merge exactly as means do."""
@@ -120,7 +123,9 @@ class WeightFacts:
         def mix(mine: Any, theirs: Any) -> Any:
             return mine + (theirs - mine) * share
 
-        means = ("norm2", "row_sum", "theta_ones", "bias", "shift", "mu", "xi", "eta_map")
+        means = ["norm2", "row_sum", "theta_ones", "bias", "shift", "mu", "xi", "eta_map"]
+        if self.z_mean.shape == other.z_mean.shape:
+            means.append("z_mean")
         mixed = {name: mix(getattr(self, name), getattr(other, name)) for name in means}
         return replace(self, rows=total, **mixed)
 

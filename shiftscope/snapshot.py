@@ -31,7 +31,15 @@ NEURON_COLUMNS = (
     *("site", "neuron", "count", "z_mean", "z_mean_se", "z_var", "z_min", "z_max"),
     *quantile_names("z"),
     *("grad_z_count", "grad_z_mean", "grad_z_var", "weight_norm", "bias", "theta_ones"),
-    *("theta_mean", "shift_predicted", "active_fraction", "saturated_fraction", "a_mean", "a_var"),
+    *(
+        "theta_mean",
+        "shift_predicted",
+        "shift_measured",
+        "active_fraction",
+        "saturated_fraction",
+        "a_mean",
+        "a_var",
+    ),
     *quantile_names("a"),
     *("grad_a_count", "grad_a_mean", "grad_a_var", "z_below_resolution"),
 )
