@@ -13,20 +13,18 @@ from torch import nn
 
 from shiftscope.capture import distributed
 from shiftscope.capture.boundary_moves import BoundaryTracker
-from shiftscope.capture.conditions import check, described, is_capturing, sample_budget
-from shiftscope.capture.coverage import coverage, missing
+from shiftscope.capture.conditions import check, is_capturing, sample_budget
 from shiftscope.capture.lean import LeanRecorder
-from shiftscope.capture.pictures import pictures
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Settings
 from shiftscope.capture.scaling import LossScale
 from shiftscope.capture.schedule import Schedule
 from shiftscope.capture.sites import unwrapped
 from shiftscope.capture.stance import Eager
-from shiftscope.capture.windows import OpenWindow, main_phase, matching, optimizer_of, since
+from shiftscope.capture.windows import OpenWindow, main_phase, optimizer_of, since
 from shiftscope.errors import MeasureError, UsageError
 from shiftscope.snapshot import Snapshot
-from shiftscope.trace import Trace, Window
+from shiftscope.trace import Trace
 
 __all__ = ["Probe", "watch"]
 
@@ -93,7 +91,21 @@ def watch(
 
 
 class Probe:
-    """The live attachment to a training run, made by :func:`watch` from the same arguments.
+    """The live attachment to a training run, as :func:`watch` makes it.
+
+    Args:
+        model: The model that is trained.
+        optimizer: Its optimizer, which counts the steps; None to call :meth:`step`.
+        every: Record every N-th step; None to keep within the budget.
+        budget: Time that recording may take, as a share of the time training takes.
+        sites: Pattern or patterns of the sites to keep.
+        rows: Largest row sample for quantiles.
+        scaler: The ``GradScaler`` in use.
+        window: Recorded steps in one window of the trace.
+        seed: Seed of the row sample.
+        resume: The trace of an earlier part of this run.
+        start: Number of the first step.
+        boundaries: Pattern or patterns of the layers whose boundaries are followed.
 
     Attributes:
         trace: The finished windows.
@@ -384,20 +396,10 @@ class Probe:
         attachment = self._attachment
         if not window.steps or recorder is None or attachment is None:
             return
-        records = recorder.records(backward=phase == "train")
-        shown = matching(records, self._patterns)
-        if shown:
-            snapshot = Snapshot(
-                records=shown,
-                gaps=tuple(missing(attachment)),
-                manifest={
-                    **described(self._model(), phase, self._settings),
-                    **window.told(),
-                    "overflow_steps": self.overflows,
-                    "schedule": self._schedule.summary(),
-                },
-                coverage=coverage(attachment, recorder.states, 0.0),
-                pictures=pictures({name: recorder.states[name] for name in shown}),
-            )
-            self.trace.append(Window(window.first, window.last, phase, snapshot))
+        about = {"overflow_steps": self.overflows, "schedule": self._schedule.summary()}
+        made = window.closed(
+            (self._model(), phase, self._settings), recorder, attachment, self._patterns, about
+        )
+        if made is not None:
+            self.trace.append(made)
         recorder.restart()

@@ -8,12 +8,19 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
+from shiftscope.capture.conditions import described
+from shiftscope.capture.coverage import coverage, missing
+from shiftscope.capture.lean import LeanRecorder
+from shiftscope.capture.pictures import pictures
+from shiftscope.capture.probe import Attachment
+from shiftscope.capture.recorder import Settings
 from shiftscope.errors import UsageError
 from shiftscope.record import SiteRecord
 from shiftscope.snapshot import Snapshot
-from shiftscope.trace import Trace
+from shiftscope.trace import Trace, Window
 
 __all__ = ["OpenWindow", "main_phase", "matching", "optimizer_of", "since"]
 
@@ -42,6 +49,39 @@ class OpenWindow:
             self.first = step
         self.last, self.steps = step, self.steps + 1
         self.batches, self.forwards = self.batches + self.forwards, 0
+
+    def closed(
+        self,
+        what: tuple[nn.Module | None, str, Settings],
+        recorder: LeanRecorder,
+        attachment: Attachment,
+        patterns: Sequence[str],
+        about: Mapping[str, Any],
+    ) -> Window | None:
+        """The finished window.
+
+        Args:
+            what: The model, the phase, and what is recorded.
+            recorder: Has its numbers.
+            attachment: Knows what was not measured.
+            patterns: Of the sites to keep.
+            about: More for the manifest.
+
+        Returns:
+            The window; None where no site is to be kept.
+        """
+        phase = what[1]
+        shown = matching(recorder.records(backward=phase == "train"), patterns)
+        if not shown:
+            return None
+        snapshot = Snapshot(
+            records=shown,
+            gaps=tuple(missing(attachment)),
+            manifest={**described(*what), **self.told(), **about},
+            coverage=coverage(attachment, recorder.states, 0.0),
+            pictures=pictures({name: recorder.states[name] for name in shown}),
+        )
+        return Window(self.first, self.last, phase, snapshot)
 
     def told(self) -> dict[str, int]:
         """The part of a manifest that says which steps these are."""
