@@ -175,3 +175,18 @@ def test_the_first_step_of_a_value_that_is_not_finite() -> None:
     assert again["5"].lost_since == records["5"].lost_since
     found = next(f for f in ss.diagnose(probe.trace) if f.cause == "non_finite")
     assert "appeared at step 4 (train), first in 5, stream grad_z" in found.title
+
+
+def test_few_finite_neurons_do_not_speak_for_a_site() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        model[0].weight[2:] = torch.nan
+    row = ss.analyze(model, [torch.randn(20, 4)]).sites.set_index("site").loc["0"]
+    assert row[["shift_share", "within_var", "eta_measured"]].isna().all()
+    assert "6 of 8 neurons have no finite value in z" in row.notes
+    assert row.nonfinite == 6 * 20
+    with torch.no_grad():
+        model[0].weight[2:6] = 1.0
+    known = ss.analyze(model, [torch.randn(20, 4)]).sites.set_index("site").loc["0"]
+    assert 0 < known.shift_share_raw < 1
