@@ -34,7 +34,8 @@ class Watching:
         sinks: Where windows go as they end; written by the first process.
         out: Folder of the report that is written when the run ends, also by an exception; None for
             no report.
-        validation: Whether the first batch of each validation is recorded, as phase ``"eval"``.
+        validation: Whether the first batch of each validation is recorded, as phase ``"eval"``; of
+            one that falls on a recorded step every batch is, in either case.
         watch_options: Further arguments of :func:`shiftscope.watch`: ``sites``, ``rows``, ...
 
     Attributes:
