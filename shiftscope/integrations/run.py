@@ -6,7 +6,7 @@ import atexit
 import os
 import warnings
 import weakref
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from shiftscope.capture.watch import Probe
@@ -66,8 +66,7 @@ class Run:
         self.ended = True
         _GOING.discard(self)
         try:
-            self.validation_ends()
-            self.probe.detach()
+            self._detach()
         finally:
             if self.main:
                 self.outlet.close(self.probe.trace)
@@ -78,6 +77,16 @@ class Run:
         """A report takes seconds and draws: that is not for the garbage collector."""
         if not self.ended:
             self.end(told=False)
+
+    def _detach(self) -> None:
+        try:
+            self.validation_ends()
+            self.probe.detach()
+        except Exception as error:  # after a failed kernel nothing on a GPU can be read any more
+            with suppress(Exception):
+                self.probe.detach()  # without the window that failed it comes to the hooks
+            text = f"the last window of the run is lost: {reason_of(error)}"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def _report(self) -> None:
         where = repr(os.fspath(self.out))

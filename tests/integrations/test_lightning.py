@@ -188,6 +188,30 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     assert len(callback.trace) == 6
 
 
+def test_a_last_window_that_fails_does_not_end_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = LightningWatch(every=2, window=1, sinks=[Csv(tmp_path / "run.csv")])
+    calls: list[int] = []
+
+    class Spoiler(pl.Callback):
+        def on_train_end(self, *args: Any) -> None:
+            own = callback.probe.detach  # type: ignore[union-attr]
+
+            def detach() -> None:
+                calls.append(len(calls))
+                if len(calls) == 1:
+                    raise RuntimeError("CUDA error")
+                own()
+
+            monkeypatch.setattr(callback.probe, "detach", detach)
+
+    with pytest.warns(RuntimeWarning, match="last window of the run is lost: .*CUDA error"):
+        fit(network(), tmp_path, Spoiler(), callback)
+    assert calls == [0, 1]
+    assert set(pd.read_csv(tmp_path / "run.csv")["step"]) >= {0, 2}
+
+
 def test_a_sink_that_fails_does_not_end_training(tmp_path: Path) -> None:
     class Bad:
         def write(self, step: int, phase: str, snapshot: Any) -> None:

@@ -250,6 +250,13 @@ def test_the_first_batch_of_a_validation_is_recorded(
     assert [w.phase for w in off.trace] == ["train"]
 
 
+def test_a_validation_before_the_first_step_is_recorded(tmp_path: Path) -> None:
+    callback = TransformersWatch(window=1)  # under the budget the first steps are not recorded
+    fit(Network(), tmp_path, callback, eval_on_start=True)
+    (window,) = callback.trace.phase("eval")
+    assert (window.first, window.snapshot.sites["count"].max()) == (0, 8)
+
+
 def test_nothing_is_told_before_the_run() -> None:
     with pytest.raises(UsageError, match="nothing was watched"):
         _ = TransformersWatch().trace
