@@ -89,17 +89,11 @@ class Run:
             warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def _report(self) -> None:
-        where = repr(os.fspath(self.out))
-        if not len(self.probe.trace):
-            text = (
-                f"no step was recorded, so there is no report in {where}; train longer, or every=1"
-            )
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
-            return
         try:
             report(self.probe.trace, self.out)
         except Exception as error:  # whatever it is, the training that has just ended is not lost
-            text = f"no report in {where}: {reason_of(error)}; ss.report(callback.trace, ...) again"
+            remedy = getattr(error, "remedy", "") or "ss.report(callback.trace, folder) tries again"
+            text = f"no report in {os.fspath(self.out)!r}: {reason_of(error)}; {remedy}"
             warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
