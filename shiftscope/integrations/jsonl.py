@@ -54,9 +54,7 @@ class JsonLines:
             "sites": snapshot.sites.to_dict("records"),
         }
         try:
-            self._file = self._opened() if self._file is None else self._file
-            self._file.write(strict_json(line) + "\n")
-            self._file.flush()
+            self._append(strict_json(line) + "\n")
         except OSError as error:
             raise unwritable(self.path, error) from error
 
@@ -66,5 +64,20 @@ class JsonLines:
         if file is not None:
             file.close()
 
+    def _append(self, line: str) -> None:
+        if self._file is None:
+            line = f"\n{line}" if self._is_torn() else line
+            self._file = self._opened()
+        self._file.write(line)
+        self._file.flush()
+
     def _opened(self) -> IO[str]:
         return self.path.open("a", encoding="utf-8", newline="\n")
+
+    def _is_torn(self) -> bool:
+        """Whether the last line has no end: a job was killed, or the disk was full."""
+        if not self.path.is_file() or not self.path.stat().st_size:
+            return False
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"

@@ -54,6 +54,16 @@ def test_json_lines_are_strict_and_appended(windows: list[Window], tmp_path: Pat
         assert line["loss"] == pytest.approx(window.snapshot.manifest["loss"])
 
 
+def test_a_torn_line_costs_no_other(windows: list[Window], tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    feed(windows[:2], JsonLines(path))
+    path.write_text(path.read_text()[:-100])  # the disk was full, or the job was killed
+    feed(windows[2:], JsonLines(path))
+    lines = path.read_text().splitlines()
+    assert len(lines) == 3
+    assert [json.loads(lines[k])["step"] for k in (0, 2)] == [0, 20]
+
+
 def test_the_steps_of_a_wide_window_are_told(windows: list[Window], tmp_path: Path) -> None:
     wide = Window(3, 17, "train", windows[0].snapshot)  # its manifest does not tell them
     feed([wide], JsonLines(tmp_path / "a.jsonl"), Csv(tmp_path / "a.csv"))
