@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 pytest.importorskip("lightning", reason="needs lightning", exc_type=ImportError)
 import lightning.pytorch as pl
 
+import shiftscope as ss
 from shiftscope.errors import UsageError
 from shiftscope.integrations import Csv, JsonLines, LightningWatch
 
@@ -154,11 +155,24 @@ def test_steps_have_the_numbers_of_the_trainer(tmp_path: Path) -> None:
     assert steps_in(path) == [8]
 
 
+def begun() -> ss.Trace:
+    """Of a run that made one step: the next one is not due."""
+    trace = ss.Trace()
+    trace.steps_done = 1
+    return trace
+
+
+def test_a_run_of_one_step_has_a_report(tmp_path: Path) -> None:
+    fit(network(), tmp_path, LightningWatch(out=tmp_path / "run"), fast_dev_run=True)
+    assert (tmp_path / "run" / "report.html").exists()
+
+
 def test_a_run_without_a_recorded_step_ends_well(tmp_path: Path) -> None:
     net = network()
     before = copy.deepcopy(net.state_dict())
+    watch = LightningWatch(out=tmp_path / "run", every=5, resume=begun())
     with pytest.warns(RuntimeWarning, match="no report in .*: the trace holds no window"):
-        fit(net, tmp_path, LightningWatch(out=tmp_path / "run"), fast_dev_run=True)
+        fit(net, tmp_path, watch, fast_dev_run=True)
     assert not torch.equal(before["0.weight"], net.state_dict()["0.weight"])
     assert not (tmp_path / "run").exists()
 

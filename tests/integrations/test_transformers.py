@@ -18,6 +18,7 @@ pytest.importorskip("accelerate", reason="needs accelerate", exc_type=ImportErro
 pytest.importorskip("transformers", reason="needs transformers")
 import transformers
 
+import shiftscope as ss
 from shiftscope.errors import UsageError
 from shiftscope.integrations import Csv, JsonLines, TransformersWatch
 
@@ -139,8 +140,15 @@ def test_steps_have_the_numbers_of_the_trainer(tmp_path: Path) -> None:
     assert steps_in(path) == [4]
 
 
+def begun() -> ss.Trace:
+    """Of a run that made one step: the next one is not due."""
+    trace = ss.Trace()
+    trace.steps_done = 1
+    return trace
+
+
 def test_a_run_without_a_recorded_step_ends_well(tmp_path: Path) -> None:
-    callback = TransformersWatch(out=tmp_path / "run")
+    callback = TransformersWatch(out=tmp_path / "run", every=5, resume=begun())
     with pytest.warns(RuntimeWarning, match="no report in .*: the trace holds no window"):
         fit(Network(), tmp_path, callback, max_steps=2)
     assert not (tmp_path / "run").exists()
@@ -251,10 +259,10 @@ def test_the_first_batch_of_a_validation_is_recorded(
 
 
 def test_a_validation_before_the_first_step_is_recorded(tmp_path: Path) -> None:
-    callback = TransformersWatch(window=1)  # under the budget the first steps are not recorded
+    callback = TransformersWatch(every=5, window=1, resume=begun())  # the first step is not due
     fit(Network(), tmp_path, callback, eval_on_start=True)
     (window,) = callback.trace.phase("eval")
-    assert (window.first, window.snapshot.sites["count"].max()) == (0, 8)
+    assert (window.first, window.snapshot.sites["count"].max()) == (1, 8)
 
 
 def test_nothing_is_told_before_the_run() -> None:
