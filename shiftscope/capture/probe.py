@@ -25,7 +25,7 @@ from shiftscope.capture.hooks import Enter, Leave, is_running, remove_mode
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
 from shiftscope.capture.module_kinds import has_fast_path, is_single, takes_fast_path
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
-from shiftscope.capture.recorder import Recorder, SiteState
+from shiftscope.capture.recorder import Recorder
 from shiftscope.capture.sites import Frame, Names
 
 __all__ = ["Attachment"]
@@ -221,9 +221,12 @@ class Attachment:
             return out
         hook_linear(recorder, state, op, out, edge, count=not run.recomputing)
         if frame.plans is not None and not run.recomputing:
-            self._keep_weight(recorder, state, op)
+            passing = self._is_passing(op)
+            if passing and recorder.detail:
+                recorder.read_weight_now(state, op)
             plan = LinearPlan.of(Call(func, args, kwargs, recorder, state), op, out)
             if plan is not None:
+                plan.passing = passing
                 plan.learn(out, edge)
             _remember(frame, plan, counted)
         return out
@@ -276,11 +279,10 @@ class Attachment:
         finally:
             run.stack.remove(inner)
 
-    def _keep_weight(self, recorder: Any, state: SiteState, op: LinearOp) -> None:
-        """A weight that no module holds when nothing runs is read now: it may not exist later."""
+    def _is_passing(self, op: LinearOp) -> bool:
+        """Whether no module holds the weight when nothing runs: it may not exist later."""
         weight = op.weight if op.weight._base is None else op.weight._base
-        if recorder.detail and id(weight) not in self.names.owners:
-            recorder.read_weight_now(state, op)
+        return id(weight) not in self.names.owners
 
     def _mark(self, frame: Frame, weight: Tensor) -> None:
         owner = self.names.owner_of(weight)

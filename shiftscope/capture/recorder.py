@@ -66,10 +66,12 @@ class SiteState:
     shares_due: int = 0
     shares: int = 0
     notes: dict[str, None] = field(default_factory=dict)
+    lost_since: dict[str, int] = field(default_factory=dict)
 
     def restart(self) -> None:
         """Forget the numbers of a window; what is known of the op stays."""
         self.streams, self.seen, self.notes, self.mean_input = {}, {}, {}, None
+        self.lost_since = {}
         self.facts = None
         self.calls = self.samples = self.hooked = self.arrived = 0
         self.repeated = self.shares_due = self.shares = 0
@@ -332,6 +334,7 @@ def _freeze(state: SiteState, backward: bool) -> SiteRecord:
         facts,
         tuple(notes),
         paired=state.shares == state.shares_due,
+        lost_since=dict(state.lost_since),
     )
 
 
