@@ -88,9 +88,21 @@ def has_loss(course: Course) -> bool:
 
 
 def evaluation(trace: Trace) -> Course | None:
-    """The windows of evaluation that stand beside those of training; None where there are none."""
-    phases = {window.phase for window in trace}
-    return Course.of(trace, "eval") if {"train", "eval"} <= phases else None
+    """The windows of evaluation that stand beside those of training.
+
+    Args:
+        trace: A run.
+
+    Returns:
+        The windows; None where there are none, or none that could be seen in the curves.
+    """
+    if not {"train", "eval"} <= {window.phase for window in trace}:
+        return None
+    course, beside = Course.of(trace), Course.of(trace, "eval")
+    sites = course.judged()
+    named = [sites[k] for k in thinned(len(sites), _NAMED)]
+    seen = np.isfinite(beside.matrix("shift_share", named)).any() or beside.bad.any()
+    return beside if seen or (has_loss(course) and has_loss(beside)) else None
 
 
 @drawing()

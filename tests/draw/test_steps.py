@@ -176,3 +176,10 @@ def test_evaluation_with_values_that_are_not_finite_is_hatched(trace: Trace, bro
     figures = draw.run_figures(Trace([trace[0], trace[1], beside, trace[2]]))
     told = {item.name: "Hatched" in item.caption for item in figures}
     assert told == {"evolution": False, "curves": True, "quantile-course": False}
+
+
+def test_evaluation_that_measured_nothing_here_is_not_spoken_of(trace: Trace) -> None:
+    bare = replace(trace[1].snapshot, records={}, manifest={})
+    run = Trace([*trace, Window(90, 90, "eval", bare)])
+    assert draw.site_curves(run).get_xlim() == (-0.5, 14.5)
+    assert "evaluation" not in draw.run_figures(run)[1].caption
