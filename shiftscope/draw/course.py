@@ -105,6 +105,11 @@ class Course:
         """Which sites had values that were not finite in which windows, ``[sites, windows]``."""
         return self.matrix("nonfinite", self.sites()) > 0
 
+    def bad_at(self, sites: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """The rows of :attr:`bad` that belong to these sites, ``[sites, windows]``."""
+        places = {name: place for place, name in enumerate(self.sites())}
+        return self.bad[np.array([places[site] for site in sites], dtype=np.int64)]
+
     def sites(self, kind: str | None = None) -> list[str]:
         """Names of the sites of a kind, in the order of execution."""
         order: dict[str, int] = {}
@@ -190,11 +195,9 @@ def shade_cells(ax: Axes, course: Course, sites: Sequence[str]) -> None:
         course: The windows.
         sites: The sites, one a row.
     """
-    places = {name: place for place, name in enumerate(course.sites())}
-    bad = course.bad[[places[site] for site in sites]]
     cells = [
         [(left, row - 0.5), (right, row - 0.5), (right, row + 0.5), (left, row + 0.5)]
-        for row, line in enumerate(bad)
+        for row, line in enumerate(course.bad_at(sites))
         for left, right in (course.edges[list(ends)] for ends in stretches(line))
     ]
     if cells:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from shiftscope.draw.course import Course, shade_windows, step_axis
 from shiftscope.draw.decades import decade_axis, decades
 from shiftscope.draw.heatmaps import sequential
-from shiftscope.draw.marks import BAD
+from shiftscope.draw.marks import BAD, hatch_stretches
 from shiftscope.draw.names import display_names, thinned
 from shiftscope.draw.palette import COLORS
 from shiftscope.draw.pooling import mixture
@@ -158,10 +158,15 @@ def quantile_course(trace: Trace, sites: Sequence[str] | None = None, stream: st
     figure = new_figure(_PANEL * max(1, len(names)))
     panels = list(figure.subplots(max(1, len(names)), 1, sharex=True, squeeze=False)[:, 0])
     limits = span(*tables, least=1e-3) if tables else (0.0, 1.0)
-    for ax, shown, table in zip(panels, display_names(names, 60), tables, strict=False):
+    bad = course.bad_at(names)
+    first = int(np.argmax(bad.any(axis=1))) if bad.any() else 0
+    for k, (shown, table) in enumerate(zip(display_names(names, 60), tables, strict=True)):
+        ax = panels[k]
         title(ax, f"{_STREAMS[stream][0]} of {shown}")
         _bands(ax, course, table, _STREAMS[stream][1], limits)
-        _finish(ax, course, first=ax is panels[0])
+        step_axis(ax, course)
+        hatch_stretches(ax, course.edges, bad[k], BAD if k == first else None)
+        legend_above(ax)
         ax.set_xlabel("step" if ax is panels[-1] else "")
     stack_panels(figure, panels, _PANEL, 0.5)
     return figure
@@ -259,7 +264,7 @@ def _bands(ax: Axes, course: Course, table: Array, color: str, limits: tuple[flo
     ax.set_ylim(*limits)
 
 
-def _finish(ax: Axes, course: Course, beside: Course | None = None, *, first: bool = True) -> None:
+def _finish(ax: Axes, course: Course, beside: Course | None, *, first: bool = True) -> None:
     """Steps along the axis, hatching where values are not finite, and the legend."""
     step_axis(ax, course, beside)
     shade_windows(ax, course, beside, BAD if first else None)

@@ -52,7 +52,7 @@ def _maps(trace: Trace, course: Course) -> NamedFigure:
             "reaches to the start of the next one. Colours of gains are white at 1, where a layer "
             "passes variance on as it is; grey was not measured, or lies below the resolution of "
             "floats.",
-            _remark(course),
+            _remark(course, bad=bool(course.bad.any())),
         ),
         f"Heat maps of the sites {_span(course)}. Mean shift share of {share.shape[0]} "
         f"{_ends(share)}.",
@@ -63,6 +63,7 @@ def _maps(trace: Trace, course: Course) -> NamedFigure:
 def _curves(trace: Trace, course: Course) -> NamedFigure:
     loss = course.manifest("loss") if has_loss(course) else None
     beside = evaluation(trace)
+    bad = bool(course.bad.any() or (beside is not None and beside.bad.any()))
     return NamedFigure(
         "curves",
         "Along the steps",
@@ -71,7 +72,7 @@ def _curves(trace: Trace, course: Course) -> NamedFigure:
             "line a site, light at the input and dark at the output, through the middle of each "
             "window. Lines of the gradient that fan out are a gradient that vanishes or explodes.",
             "Dashed: evaluation, of the sites that are named." if beside else "",
-            _remark(course, beside),
+            _remark(course, bad=bad),
         ),
         _sentence(f"Curves {_span(course)}.", "" if loss is None else f"Loss {_ends(loss[None])}."),
         run_curves(trace),
@@ -90,7 +91,7 @@ def _bands(trace: Trace, course: Course, findings: Sequence[Finding]) -> NamedFi
         "How preactivations move",
         _sentence(
             f"All neurons of a site pooled: {BANDS}. All panels have one scale.",
-            _remark(course),
+            _remark(course, bad=bool(course.bad_at(names).any())),
         ),
         f"Quantiles of z at {', '.join(plain_names(names))} {_span(course)}.",
         quantile_course(trace, names),
@@ -101,10 +102,9 @@ def _sampled(course: Course, site: str) -> bool:
     return any("z" in snapshot.quantiles.get(site, {}) for snapshot in course.snapshots)
 
 
-def _remark(course: Course, beside: Course | None = None) -> str:
+def _remark(course: Course, *, bad: bool) -> str:
     """What is special about the windows: that there is but one, or values that are not finite."""
     alone = "There is one window; how things move takes two." if len(course.steps) == 1 else ""
-    bad = course.bad.any() or (beside is not None and beside.bad.any())
     return _sentence(alone, "Hatched: some values there were NaN or infinite." if bad else "")
 
 

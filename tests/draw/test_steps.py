@@ -183,3 +183,17 @@ def test_evaluation_that_measured_nothing_here_is_not_spoken_of(trace: Trace) ->
     run = Trace([*trace, Window(90, 90, "eval", bare)])
     assert draw.site_curves(run).get_xlim() == (-0.5, 14.5)
     assert "evaluation" not in draw.run_figures(run)[1].caption
+
+
+def test_bands_are_hatched_where_their_own_site_is_not_finite(trace: Trace) -> None:
+    tables = trace[1].snapshot.sites
+    marked = replace(trace[1].snapshot)
+    vars(marked)["sites"] = tables.assign(nonfinite=(tables["site"] == "3").astype(int))
+    run = Trace()
+    run.windows = [trace[0], replace(trace[1], snapshot=marked), trace[2]]
+    one, three = draw.quantile_course(run, ["1", "3"]).axes
+    assert not [patch for patch in one.patches if patch.get_hatch()]
+    (span,) = [patch for patch in three.patches if patch.get_hatch()]
+    assert (span.get_x(), span.get_width()) == (4.5, 5)
+    assert three.get_legend().get_texts()[0].get_text() == BAD
+    assert not draw.quantile_course(run, []).axes[0].patches
