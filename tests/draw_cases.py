@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 
 from shiftscope.columns import quantile_names
 from shiftscope.site_table import SITE_COLUMNS
@@ -25,6 +27,12 @@ class Blame:
     sites: tuple[str, ...]
     threshold: tuple[str, float]
     evidence: dict[str, Any] = field(default_factory=dict)
+
+
+def mesh(ax: Axes) -> QuadMesh:
+    """The coloured cells of a map over depth and step."""
+    (found,) = (item for item in ax.collections if isinstance(item, QuadMesh))
+    return found
 
 
 def with_frames(sites: pd.DataFrame, neurons: pd.DataFrame, pictures: Any = None) -> Snapshot:

@@ -13,10 +13,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from shiftscope.draw.decades import value_axis
-from shiftscope.draw.names import display_name, thinned
+from shiftscope.draw.names import thinned
 from shiftscope.draw.quantiles import draw_quantiles
 from shiftscope.draw.style import MANY, drawing, new_axes, not_measured, span, title
-from shiftscope.draw.tables import Array, Source, neurons_of, quantiles_of
+from shiftscope.draw.tables import Array, Source, neurons_of, quantiles_of, site_label
 
 __all__ = ["neuron_boxes"]
 
@@ -58,7 +58,7 @@ def neuron_boxes(
     frame = frame if first is None else frame.iloc[:first]
     chosen = stream or _measured(frame)
     table = quantiles_of(frame, chosen)
-    title(ax, f"Site {display_name(site, 56)}: {_WORDS[chosen]}")
+    title(ax, f"Site {site_label(source, site, 56)}: {_WORDS[chosen]}")
     known = np.isfinite(table).all(axis=0)
     if not known.any():
         not_measured(ax, f"no quantiles of {chosen} were sampled at this site")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+from matplotlib.collections import PolyCollection
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from shiftscope.draw.names import strided, thinned
+from shiftscope.draw.marks import BAD, HATCH, hatch_stretches, stretches
+from shiftscope.draw.names import thinned
+from shiftscope.draw.reasons import lost
 from shiftscope.draw.tables import Array, column
 from shiftscope.errors import UsageError
 from shiftscope.findings.timeline import main_phase
@@ -19,10 +26,13 @@ if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
     from shiftscope.trace import Trace
 
-__all__ = ["Course", "label_steps"]
+__all__ = ["Course", "shade_cells", "shade_windows", "step_axis"]
 
 _WINDOWS = 360
 """Windows drawn at most: one a pixel column of a small panel."""
+
+_SEEN = 0.01
+"""Least width of the last window, as a share of the run."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +40,13 @@ class Course:
     """The windows of a run that a figure shows.
 
     Attributes:
-        steps: Step of each window.
+        steps: First step of each window.
+        lasts: Last step of each window.
         snapshots: What was measured in each.
     """
 
     steps: tuple[int, ...]
+    lasts: tuple[int, ...]
     snapshots: tuple[Snapshot, ...]
 
     @classmethod
@@ -60,8 +72,43 @@ class Course:
                 f"the trace has no finished window{asked}",
                 f"phases of this trace: {known}; windows are finished by the steps of the loop",
             )
+        chosen = sorted(chosen, key=lambda window: window.first)
         kept = [chosen[place] for place in thinned(len(chosen), _WINDOWS)]
-        return cls(tuple(w.first for w in kept), tuple(w.snapshot for w in kept))
+        return cls(
+            tuple(w.first for w in kept),
+            tuple(w.last for w in kept),
+            tuple(w.snapshot for w in kept),
+        )
+
+    @cached_property
+    def edges(self) -> Array:
+        """Where each window is drawn: from its first step to the next one's, ``[windows + 1]``.
+
+        A step lies in the middle of its column. The last window is as wide as the narrowest one,
+        or as its own steps, and wide enough to be seen.
+        """
+        starts = np.asarray(self.steps, dtype=np.float64) - 0.5
+        widths = np.diff(starts)
+        least = max(widths[widths > 0].min(initial=np.inf), _SEEN * (starts[-1] - starts[0]))
+        end = starts[-1] + (least if np.isfinite(least) else 1.0)
+        edges: Array = np.append(starts, max(end, self.lasts[-1] + 0.5))
+        return edges
+
+    @cached_property
+    def middles(self) -> Array:
+        """The middle of the steps of each window."""
+        ends = np.asarray([self.steps, self.lasts], dtype=np.float64)
+        return np.asarray(ends.mean(axis=0))
+
+    @cached_property
+    def bad(self) -> npt.NDArray[np.bool_]:
+        """Which sites had values that were not finite in which windows, ``[sites, windows]``."""
+        return self.matrix("nonfinite", self.sites()) > 0
+
+    def bad_at(self, sites: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """The rows of :attr:`bad` that belong to these sites, ``[sites, windows]``."""
+        places = {name: place for place, name in enumerate(self.sites())}
+        return self.bad[np.array([places[site] for site in sites], dtype=np.int64)]
 
     def sites(self, kind: str | None = None) -> list[str]:
         """Names of the sites of a kind, in the order of execution."""
@@ -87,20 +134,72 @@ class Course:
                     out[place[site], k] = value
         return out
 
+    def missing(self, name: str) -> str:
+        """Why no window has a number: its values were not finite, or were not there."""
+        if any(lost(snapshot, "grad_z" if "grad" in name else "z") for snapshot in self.snapshots):
+            return f"no window has a finite {name}: there were NaN or infinite values"
+        return f"no window has {name}"
+
     def manifest(self, name: str) -> Array:
         """A number of the manifests, ``[windows]``; NaN where it is missing."""
         told = [snapshot.manifest.get(name) for snapshot in self.snapshots]
         return np.array([np.nan if v is None else float(v) for v in told], dtype=np.float64)
 
 
-def label_steps(ax: Axes, steps: Sequence[int], limit: int = 8) -> None:
-    """Name the windows along the x axis by their steps, evenly spaced ones where they are many.
+def step_axis(ax: Axes, course: Course, beside: Course | None = None, ticks: int = 10) -> None:
+    """Make the x axis one of steps: from the first window's start to the last one's end.
 
     Args:
-        ax: Axes whose x runs over the positions 0, 1, ... of the windows.
-        steps: Step of each window.
-        limit: How many are named at most.
+        ax: Axes whose x is the number of a step.
+        course: The windows.
+        beside: Windows of another phase that are seen, too.
+        ticks: How many steps are named at most.
     """
-    places = strided(len(steps), limit)
-    ax.set_xticks(places, [f"{steps[place]}" for place in places])
+    low, high = course.edges[0], course.edges[-1]
+    if beside is not None:
+        low, high = min(low, beside.steps[0] - 0.5), max(high, beside.lasts[-1] + 0.5)
+    ax.set_xlim(low, high)
+    whole = range(math.ceil(low), math.floor(high) + 1)
+    few = len(whole) <= ticks  # of so few the locator would name fractions
+    ax.xaxis.set_major_locator(FixedLocator(whole) if few else MaxNLocator(ticks, integer=True))
     ax.set_xlabel("step")
+
+
+def shade_windows(
+    ax: Axes, course: Course, beside: Course | None = None, label: str | None = BAD
+) -> None:
+    """Hatch the windows in which any value was not finite, over the whole height of a panel.
+
+    Args:
+        ax: Axes whose x is the number of a step.
+        course: The windows.
+        beside: Windows of another phase; of these their own steps are hatched.
+        label: Words for the legend; None for none.
+    """
+    bad = np.asarray(course.bad.any(axis=0))
+    hatch_stretches(ax, course.edges, bad, label)
+    if beside is None:
+        return
+    label = None if bad.any() else label
+    for k in np.flatnonzero(beside.bad.any(axis=0)):
+        ends = np.array([beside.steps[k] - 0.5, beside.lasts[k] + 0.5])
+        hatch_stretches(ax, ends, np.array([True]), label)
+        label = None
+
+
+def shade_cells(ax: Axes, course: Course, sites: Sequence[str]) -> None:
+    """Hatch the cells of a map of sites and steps where any value was not finite.
+
+    Args:
+        ax: Axes whose x is the number of a step, and whose y the position of a site.
+        course: The windows.
+        sites: The sites, one a row.
+    """
+    cells = [
+        [(left, row - 0.5), (right, row - 0.5), (right, row + 0.5), (left, row + 0.5)]
+        for row, line in enumerate(course.bad_at(sites))
+        for left, right in (course.edges[list(ends)] for ends in stretches(line))
+    ]
+    if cells:
+        patch = PolyCollection(cells, facecolors="none", label=BAD, zorder=3, **HATCH)
+        ax.add_collection(patch, autolim=False)

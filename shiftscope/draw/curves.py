@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from shiftscope.draw.course import Course
+from shiftscope.draw.course import Course, shade_windows, step_axis
 from shiftscope.draw.decades import decade_axis, decades
 from shiftscope.draw.heatmaps import sequential
-from shiftscope.draw.names import display_name, thinned
+from shiftscope.draw.marks import BAD, hatch_stretches
+from shiftscope.draw.names import display_names, thinned
 from shiftscope.draw.palette import COLORS
 from shiftscope.draw.pooling import mixture
+from shiftscope.draw.quantiles import draw_bands
 from shiftscope.draw.style import (
     drawing,
     legend_above,
@@ -32,16 +33,30 @@ from shiftscope.errors import UsageError
 if TYPE_CHECKING:
     from shiftscope.trace import Trace
 
-__all__ = ["quantile_course", "run_curves", "site_curves"]
+__all__ = ["evaluation", "has_loss", "quantile_course", "run_curves", "site_curves"]
 
 _PANEL = 1.9
 _NAMED = 5
+_FEW = 12
+"""Windows that are marked one by one."""
+
+_DASHES = (0, (3, 2))
+_LINES = {
+    "shift_share": ("Shift share of z", "shift", ""),
+    "grad_z_var": ("Gradient variance V(∇z)", "backward", "linear"),
+    "within_var": ("Variance of z within neurons", "within", ""),
+}
+"""Quantity -> heading, colour, kind of the sites (those where shift counts if empty)."""
+
 _STREAMS = {"z": ("z", "within"), "a": ("a", "forward"), "grad_z": ("∇z", "backward")}
 
 
 @drawing()
 def run_curves(trace: Trace) -> Figure:
     """Draw the loss, the shift share and the gradient of every site over the steps of a run.
+
+    Windows of evaluation are dashed, of the sites that the legend names; windows with values that
+    are not finite are hatched.
 
     Args:
         trace: A run.
@@ -52,19 +67,42 @@ def run_curves(trace: Trace) -> Figure:
     Raises:
         UsageError: The run has no finished window.
     """
-    course = Course.of(trace)
-    loss = course.manifest("loss")
-    told = bool(np.isfinite(loss).any())
+    course, beside = Course.of(trace), evaluation(trace)
+    told = has_loss(course)
     figure = new_figure(3 * _PANEL)
     panels = list(figure.subplots(3 if told else 2, 1, sharex=True))
     if told:
-        _loss(panels[0], course, loss)
-    _lines(panels[-2], course, "shift_share")
-    _lines(panels[-1], course, "grad_z_var")
+        _loss(panels[0], course, beside)
+    _lines(panels[-2], course, "shift_share", beside)
+    _lines(panels[-1], course, "grad_z_var", beside)
+    for ax in panels:
+        _finish(ax, course, beside, first=ax is panels[0])
     panels[-2].set_xlabel("")
-    _whole_steps(panels[-1])
     stack_panels(figure, panels, _PANEL, 0.5)
     return figure
+
+
+def has_loss(course: Course) -> bool:
+    """Whether any window knows its loss, so that the curves have a panel of it."""
+    return bool(np.isfinite(course.manifest("loss")).any())
+
+
+def evaluation(trace: Trace) -> Course | None:
+    """The windows of evaluation that stand beside those of training.
+
+    Args:
+        trace: A run.
+
+    Returns:
+        The windows; None where there are none, or none that could be seen in the curves.
+    """
+    if not {"train", "eval"} <= {window.phase for window in trace}:
+        return None
+    course, beside = Course.of(trace), Course.of(trace, "eval")
+    sites = course.judged()
+    named = [sites[k] for k in thinned(len(sites), _NAMED)]
+    seen = np.isfinite(beside.matrix("shift_share", named)).any() or beside.bad.any()
+    return beside if seen or (has_loss(course) and has_loss(beside)) else None
 
 
 @drawing()
@@ -77,18 +115,17 @@ def site_curves(trace: Trace, quantity: str = "shift_share", ax: Axes | None = N
         ax: Axes to draw on; None makes a new figure.
 
     Returns:
-        The axes.
+        The axes; windows of evaluation are dashed, of the sites that the legend names.
 
     Raises:
         UsageError: The quantity has no curves, or the run has no finished window.
     """
-    if quantity not in ("shift_share", "grad_z_var", "within_var"):
-        raise UsageError(
-            f"no curves of {quantity!r}", "choose shift_share, grad_z_var or within_var"
-        )
+    if quantity not in _LINES:
+        raise UsageError(f"no curves of {quantity!r}", f"choose among {', '.join(_LINES)}")
     ax = new_axes(ax)
-    _lines(ax, Course.of(trace), quantity)
-    _whole_steps(ax)
+    course, beside = Course.of(trace), evaluation(trace)
+    _lines(ax, course, quantity, beside)
+    _finish(ax, course, beside)
     return ax
 
 
@@ -121,66 +158,117 @@ def quantile_course(trace: Trace, sites: Sequence[str] | None = None, stream: st
     figure = new_figure(_PANEL * max(1, len(names)))
     panels = list(figure.subplots(max(1, len(names)), 1, sharex=True, squeeze=False)[:, 0])
     limits = span(*tables, least=1e-3) if tables else (0.0, 1.0)
-    for ax, name, table in zip(panels, names, tables, strict=False):
-        title(ax, f"{_STREAMS[stream][0]} of {display_name(name, 60)}")
+    bad = course.bad_at(names)
+    first = int(np.argmax(bad.any(axis=1))) if bad.any() else 0
+    for k, (shown, table) in enumerate(zip(display_names(names, 60), tables, strict=True)):
+        ax = panels[k]
+        title(ax, f"{_STREAMS[stream][0]} of {shown}")
         _bands(ax, course, table, _STREAMS[stream][1], limits)
-    panels[-1].set_xlabel("step")
-    _whole_steps(panels[-1])
+        step_axis(ax, course)
+        hatch_stretches(ax, course.edges, bad[k], BAD if k == first else None)
+        legend_above(ax)
+        ax.set_xlabel("step" if ax is panels[-1] else "")
     stack_panels(figure, panels, _PANEL, 0.5)
     return figure
 
 
-def _loss(ax: Axes, course: Course, loss: Array) -> None:
+def _loss(ax: Axes, course: Course, beside: Course | None) -> None:
     title(ax, "Loss of each window")
-    ax.plot(course.steps, loss, color=COLORS["theory"], linewidth=1.2, marker="o", markersize=2.5)
-    ax.set_ylim(*span(loss, least=0.1))
+    shown = [course] if beside is None or not has_loss(beside) else [course, beside]
+    for windows in shown:
+        _curve(ax, windows, windows.manifest("loss"), COLORS["theory"], dashed=windows is beside)
+    _name_dashes(ax, len(shown) > 1)
+    ax.set_ylim(*span(*(windows.manifest("loss") for windows in shown), least=0.1))
 
 
-def _lines(ax: Axes, course: Course, name: str) -> None:
-    sites = course.sites("linear") if name == "grad_z_var" else course.judged()
-    values = course.matrix(name, sites)
-    headings = {
-        "shift_share": ("Shift share of z", "shift"),
-        "grad_z_var": ("Gradient variance V(∇z)", "backward"),
-        "within_var": ("Variance of z within neurons", "within"),
-    }
-    heading, color = headings[name]
+def _lines(ax: Axes, course: Course, name: str, beside: Course | None) -> None:
+    heading, color, kind = _LINES[name]
     title(ax, heading)
-    values = values if name == "shift_share" else decades(values)
+    sites = course.sites(kind) if kind else course.judged()
+    values = _values(course, name, sites)
     if not np.isfinite(values).any():
-        not_measured(ax, f"no window has {name}")
+        not_measured(ax, course.missing(name))
         return
-    named = set(thinned(len(sites), _NAMED))
-    shades = sequential(COLORS[color])
-    for k, (site, row) in enumerate(zip(sites, values, strict=True)):
-        share = 0.25 + 0.7 * k / max(1, len(sites) - 1)
-        label = display_name(site, 18) if k in named else None
-        mark = "o" if len(course.steps) <= 2 else None
-        ax.plot(course.steps, row, color=shades(share), linewidth=1.1, label=label, marker=mark)
-    legend_above(ax, _NAMED)
+    named = thinned(len(sites), _NAMED)
+    labels = dict(zip(named, display_names([sites[k] for k in named], 18), strict=True))
+    shades = [sequential(COLORS[color])(share) for share in np.linspace(0.25, 0.95, len(sites))]
+    for k, row in enumerate(values):
+        _curve(ax, course, row, shades[k], labels.get(k))
+    drawn = [values]
+    if beside is not None:
+        drawn.append(_values(beside, name, [sites[k] for k in named]))
+        for k, row in zip(named, drawn[1], strict=True):
+            _curve(ax, beside, row, shades[k], dashed=True)
+        _name_dashes(ax, bool(np.isfinite(drawn[1]).any()))
     if name == "shift_share":
         ax.set_ylim(-0.04, 1.04)
     else:
-        ax.set_ylim(*span(values, least=1.0))
+        ax.set_ylim(*span(*drawn, least=1.0))
         decade_axis(ax.yaxis)
-    ax.set_xlabel("step")
+
+
+def _values(course: Course, name: str, sites: Sequence[str]) -> Array:
+    values = course.matrix(name, sites)
+    return values if name == "shift_share" else decades(values)
+
+
+def _curve(
+    ax: Axes,
+    course: Course,
+    values: Array,
+    color: Any,
+    label: str | None = None,
+    *,
+    dashed: bool = False,
+) -> None:
+    """A line through the middles of the windows; where they are few, each with its steps."""
+    few = len(values) <= _FEW
+    known = np.concatenate([[False], np.isfinite(values), [False]])
+    alone = known[1:-1] & ~known[:-2] & ~known[2:]  # a line takes two points
+    ax.plot(
+        *(course.middles, values),
+        color=color,
+        linewidth=1.1,
+        linestyle=_DASHES if dashed else "-",
+        label=label,
+        marker="o",
+        markersize=3.0,
+        markerfacecolor="white" if dashed else color,
+        markevery=np.flatnonzero(known[1:-1] if few else alone).tolist(),
+    )
+    if few:
+        known = np.isfinite(values) & (np.diff([course.steps, course.lasts], axis=0)[0] > 0)
+        ends = (np.asarray(steps)[known] for steps in (course.steps, course.lasts))
+        ax.hlines(values[known], *ends, color=color, linewidth=2.6, alpha=0.4)
+
+
+def _name_dashes(ax: Axes, drawn: bool) -> None:
+    if drawn:
+        ax.plot(
+            *([], []),
+            label="evaluation",
+            color=COLORS["measured"],
+            linestyle=_DASHES,
+            marker="o",
+            markersize=3.0,
+            markerfacecolor="white",
+        )
 
 
 def _bands(ax: Axes, course: Course, table: Array, color: str, limits: tuple[float, float]) -> None:
-    seen = np.isfinite(table).all(axis=0)
-    if not seen.any():
-        not_measured(ax, "no window has row samples of it")
+    if not np.isfinite(table).all(axis=0).any():
+        few = "in no window were the values of half the neurons finite"
+        not_measured(ax, few if course.bad.any() else "no window has row samples of it")
         return
-    where, shown = np.asarray(course.steps)[seen], table[:, seen]
-    shade = COLORS[color]
-    ax.fill_between(where, shown[0], shown[4], color=shade, alpha=0.22, linewidth=0)
-    ax.fill_between(where, shown[1], shown[3], color=shade, alpha=0.45, linewidth=0)
-    ax.plot(where, shown[2], color=shade, linewidth=1.3)
+    draw_bands(ax, course.edges, table, COLORS[color])
     ax.set_ylim(*limits)
 
 
-def _whole_steps(ax: Axes) -> None:
-    ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+def _finish(ax: Axes, course: Course, beside: Course | None, *, first: bool = True) -> None:
+    """Steps along the axis, hatching where values are not finite, and the legend."""
+    step_axis(ax, course, beside)
+    shade_windows(ax, course, beside, BAD if first else None)
+    legend_above(ax, _NAMED + 2)
 
 
 def _pooled(course: Course, site: str, stream: str) -> Array:

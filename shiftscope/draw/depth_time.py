@@ -12,12 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from shiftscope.draw.course import Course, label_steps
+from shiftscope.draw.course import Course, shade_cells, step_axis
 from shiftscope.draw.decades import decade_axis, decades
 from shiftscope.draw.heatmaps import DIVERGING, MISSING, sequential
 from shiftscope.draw.names import display_names, strided
 from shiftscope.draw.palette import COLORS
-from shiftscope.draw.style import drawing, new_axes, new_figure, not_measured, span, title
+from shiftscope.draw.style import (
+    drawing,
+    legend_above,
+    new_axes,
+    new_figure,
+    not_measured,
+    span,
+    title,
+)
 from shiftscope.draw.tables import Array
 from shiftscope.errors import UsageError
 
@@ -77,6 +85,9 @@ def evolution(trace: Trace, quantities: Sequence[str] = _SHOWN) -> Figure:
     panels = figure.subplots(rows, 2 if len(kept) > 1 else 1, squeeze=False).ravel()
     for ax, name in zip(panels, kept, strict=False):
         _draw(ax, course, name)
+    hatched = [ax for ax in panels[: len(kept)] if ax.get_legend_handles_labels()[0]]
+    for ax in hatched[:1]:
+        legend_above(ax)
     for ax in panels[len(kept) :]:
         ax.remove()
     return figure
@@ -99,6 +110,7 @@ def evolution_map(trace: Trace, quantity: str = "shift_share", ax: Axes | None =
     """
     ax = new_axes(ax)
     _draw(ax, Course.of(trace), quantity)
+    legend_above(ax)
     return ax
 
 
@@ -106,21 +118,23 @@ def _draw(ax: Axes, course: Course, name: str) -> None:
     what, sites, values = _values(course, name)
     title(ax, what.heading)
     if not np.isfinite(values).any():
-        not_measured(ax, f"no window has {name}")
+        not_measured(ax, course.missing(name))
         return
     palette, low, high = _scale(what, values)
-    image = ax.imshow(
-        values,
+    image = ax.pcolormesh(
+        course.edges,
+        np.arange(len(sites) + 1) - 0.5,
+        np.ma.masked_invalid(values),
         cmap=palette.with_extremes(bad=MISSING),
         vmin=low,
         vmax=high,
-        aspect="auto",
-        interpolation="nearest",
     )
     ax.grid(visible=False)
+    ax.set_ylim(len(sites) - 0.5, -0.5)
+    shade_cells(ax, course, sites)
     places = strided(len(sites), _NAMES)
     ax.set_yticks(places, display_names([sites[p] for p in places], 16), fontsize=7.5)
-    label_steps(ax, course.steps)
+    step_axis(ax, course, ticks=6)
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.06, aspect=22, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=2)

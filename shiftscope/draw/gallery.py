@@ -16,12 +16,13 @@ from shiftscope.draw.boxes import neuron_boxes
 from shiftscope.draw.depth import profile_over_depth
 from shiftscope.draw.heatmaps import stripes
 from shiftscope.draw.layers import layer_boxes
-from shiftscope.draw.names import plain_name, thinned
+from shiftscope.draw.names import plain_name, plain_names, thinned
+from shiftscope.draw.pooling import stands_for_all
 from shiftscope.draw.predicted import predicted_against_measured
 from shiftscope.draw.profile import depth_profile
 from shiftscope.draw.quantiles import BANDS, BOXES
 from shiftscope.draw.style import MANY, drawing, new_figure
-from shiftscope.draw.tables import column
+from shiftscope.draw.tables import by_site, column
 from shiftscope.prediction import DepthPrediction, predict_depth
 from shiftscope.snapshot import Snapshot
 
@@ -99,13 +100,15 @@ def _profile(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure | N
     sites = snapshot.sites
     if sites.empty:
         return None
+    bad = bool((column(sites, "nonfinite") > 0).any())
     return NamedFigure(
         "depth-profile",
         "Along the depth",
         "Sites in the order of execution. Shift share with two standard errors; variance of z "
         "between and within neurons; variance of its gradient; gains measured (colour) and "
         "predicted (black). Variances and gains are on axes in decades; dashed lines are the "
-        "thresholds of findings, marks at the foot the sites they concern.",
+        "thresholds of findings, marks at the foot the sites they concern."
+        + (" Hatched: some values there were NaN or infinite." if bad else ""),
         _sentence(
             f"Profiles of {len(sites)} sites.",
             _range("Shift share", column(sites, "shift_share"), "{:.2f}"),
@@ -119,7 +122,7 @@ def _layers(snapshot: Snapshot) -> NamedFigure | None:
     neurons, sites = snapshot.neurons, snapshot.sites
     linear = neurons[neurons["site"].isin(sites["site"][sites["kind"] == "linear"])]
     drawn = neurons if linear.empty else linear
-    count = _measured_sites(drawn, ("z_q50", "grad_z_var"))
+    count = sum(_is_known(part, ("z_q50", "grad_z_var")) for _, part in by_site(drawn))
     if not count:
         return None
     reading = BOXES if count <= MANY else BANDS
@@ -150,7 +153,7 @@ def _neurons(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure | N
         f"As Figures 2 and 3 of Kutsuna 2019, up to {MANY} neurons: {BOXES}; more: {BANDS}. A "
         "healthy neuron uses the range of its activation; under shift neurons become constants at "
         "different heights. All panels have one scale.",
-        f"Distributions of the neurons of {', '.join(map(plain_name, names))}.",
+        f"Distributions of the neurons of {', '.join(plain_names(names))}.",
         figure,
     )
 
@@ -232,7 +235,7 @@ def _over_depth(snapshot: Snapshot) -> NamedFigure | None:
             prediction.measured_share,
             prediction.measured_log10_grad_var,
             {"predicted": prediction},
-            list(map(plain_name, prediction.sites)),
+            list(prediction.sites),
             prediction.chain,
         ),
     )
@@ -275,6 +278,11 @@ def _measured_sites(neurons: pd.DataFrame, columns: Sequence[str]) -> int:
     for name in columns:
         known |= np.isfinite(column(neurons, name))
     return int(neurons["site"][known].nunique())
+
+
+def _is_known(neurons: pd.DataFrame, columns: Sequence[str]) -> bool:
+    """Whether a column is known of so many neurons of a site that they stand for it."""
+    return any(stands_for_all(np.isfinite(column(neurons, name))) for name in columns)
 
 
 def _range(label: str, values: np.ndarray[tuple[int], np.dtype[np.float64]], form: str) -> str:

@@ -18,7 +18,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from shiftscope.draw.decades import value_axis
-from shiftscope.draw.names import display_name
+from shiftscope.draw.names import display_names
 from shiftscope.draw.palette import COLORS
 from shiftscope.draw.style import drawing, empty_figure, new_figure, not_measured, title
 from shiftscope.draw.tables import Array
@@ -79,8 +79,9 @@ def stripes(
     figure = new_figure(3.3 * len(names))
     rows = figure.subfigures(len(names), 1, squeeze=False)[:, 0]
     reach = limit or _reach([pictures[name].get("Z") for name in names])
+    labels = dict(zip(pictures, display_names(list(pictures), 70), strict=True))
     for row, name in zip(rows, names, strict=True):
-        row.suptitle(f"Site {display_name(name, 70)}", x=0.01, ha="left")
+        row.suptitle(f"Site {labels[name]}", x=0.01, ha="left")
         _row(row.subplots(1, 3), pictures[name], reach)
     return figure
 

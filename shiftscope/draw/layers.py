@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from shiftscope.columns import QUANTILES
 from shiftscope.draw.decades import decade_axis, decades, value_axis
-from shiftscope.draw.pooling import pooled_quantiles
+from shiftscope.draw.pooling import pooled_quantiles, stands_for_all
 from shiftscope.draw.quantiles import draw_quantiles
+from shiftscope.draw.reasons import gradient_reason, unless_lost
 from shiftscope.draw.style import (
     drawing,
     label_sites,
@@ -84,7 +85,7 @@ def preactivation_boxes(source: Source, kind: Kind = "linear", ax: Axes | None =
     """
     ax = new_axes(ax)
     title(ax, "Preactivation z, all neurons of a layer pooled")
-    return _pooled(ax, _tables(source, kind, "z"), "forward", "z")
+    return _pooled(ax, source, _tables(source, kind, "z"), "z")
 
 
 @drawing()
@@ -101,7 +102,7 @@ def pooled_gradient_boxes(source: Source, kind: Kind = "linear", ax: Axes | None
     """
     ax = new_axes(ax)
     title(ax, "Gradient ∇z, all neurons of a layer pooled")
-    return _pooled(ax, _tables(source, kind, "grad_z"), "backward", "∇z")
+    return _pooled(ax, source, _tables(source, kind, "grad_z"), "grad_z")
 
 
 @drawing()
@@ -120,9 +121,10 @@ def gradient_boxes(source: Source, kind: Kind = "linear", ax: Axes | None = None
     """
     ax = new_axes(ax)
     title(ax, "Gradient variance V(∇z), spread over the neurons of a layer")
-    names, table = _gradient_table(_narrowed(source, kind))
+    neurons = _narrowed(source, kind)
+    names, table = _gradient_table(neurons)
     if not np.isfinite(table).any():
-        not_measured(ax, "no gradient reached these sites (give a loss to measure it)")
+        not_measured(ax, gradient_reason(source, column(neurons, "grad_z_var")))
         return ax
     boxes_by_layer(names, table, "backward", ax)
     ax.set_ylim(*span(table, least=0.5))
@@ -158,10 +160,11 @@ def boxes_by_layer(
     return ax
 
 
-def _pooled(ax: Axes, tables: dict[str, Array], quantity: str, label: str) -> Axes:
+def _pooled(ax: Axes, source: Source, tables: dict[str, Array], stream: str) -> Axes:
+    label, quantity = ("z", "forward") if stream == "z" else ("∇z", "backward")
     table = pooled_quantiles(tables)
     if not np.isfinite(table).any():
-        not_measured(ax, f"no quantiles of {label} were sampled")
+        not_measured(ax, unless_lost(source, stream, f"no quantiles of {label} were sampled"))
         return ax
     boxes_by_layer(list(tables), table, quantity, ax)
     ax.set_ylabel(label)
@@ -191,8 +194,9 @@ def _narrowed(source: Source, kind: Kind) -> pd.DataFrame:
 def _gradient_table(neurons: pd.DataFrame) -> tuple[list[str], Array]:
     names, columns = [], []
     for name, part in by_site(neurons):
-        logs = decades(column(part, "grad_z_var"))
-        logs = logs[np.isfinite(logs)]
+        variances = column(part, "grad_z_var")
+        logs = decades(variances)
+        logs = logs[np.isfinite(logs)] if stands_for_all(np.isfinite(variances)) else logs[:0]
         names.append(name)
         columns.append(np.quantile(logs, QUANTILES) if logs.size else np.full(5, np.nan))
     return names, np.stack(columns, axis=1) if columns else np.zeros((5, 0))

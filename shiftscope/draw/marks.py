@@ -1,19 +1,35 @@
-"""Findings in a drawing: the sites they concern and the thresholds they crossed."""
+"""Marks in a drawing: sites of findings, thresholds crossed, where values were not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 
 from shiftscope.draw.palette import COLORS, SEVERITY_COLORS, SEVERITY_MARKERS
 
 if TYPE_CHECKING:
+    from shiftscope.draw.tables import Array
     from shiftscope.findings import Finding
 
-__all__ = ["mark_findings", "threshold_line", "thresholds_of"]
+__all__ = [
+    "BAD",
+    "HATCH",
+    "hatch_stretches",
+    "mark_findings",
+    "stretches",
+    "threshold_line",
+    "thresholds_of",
+]
+
+BAD = "NaN or infinite values"
+"""What hatching means, for legends."""
+
+HATCH: dict[str, Any] = {"edgecolor": f"{COLORS['threshold']}60", "hatch": "///", "linewidth": 0}
+"""Style of what is hatched."""
 
 
 def thresholds_of(findings: Sequence[Finding], word: str) -> list[tuple[str, float]]:
@@ -66,3 +82,26 @@ def mark_findings(ax: Axes, names: Sequence[str], findings: Sequence[Finding]) -
                 zorder=7,
                 label=f"{finding.severity}: {finding.cause.replace('_', ' ')}",
             )
+
+
+def hatch_stretches(
+    ax: Axes, edges: Array, marked: npt.NDArray[np.bool_], label: str | None = BAD
+) -> None:
+    """Hatch places along the x axis over the whole height of a panel.
+
+    Args:
+        ax: The panel.
+        edges: Where the places begin and end, ``[n + 1]``.
+        marked: Which places, ``[n]``.
+        label: Words for the legend; None for none.
+    """
+    for start, stop in stretches(marked):
+        ends = edges[start], edges[stop]
+        ax.axvspan(*ends, facecolor="none", label=label, zorder=0.5, **HATCH)
+        label = None
+
+
+def stretches(marked: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First and past-the-last position of each unbroken stretch of marked places."""
+    turns = np.flatnonzero(np.diff(np.concatenate([[False], marked, [False]])))
+    return [(int(start), int(stop)) for start, stop in turns.reshape(-1, 2)]

@@ -10,11 +10,12 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
-from itertools import accumulate
 
 import numpy as np
 from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font, LoadFlags
+
+from shiftscope.draw.elide import elide
 
 __all__ = [
     "FONT",
@@ -22,6 +23,7 @@ __all__ = [
     "display_name",
     "display_names",
     "plain_name",
+    "plain_names",
     "strided",
     "thinned",
 ]
@@ -35,8 +37,6 @@ NAME_LENGTH = 28
 _AVERAGE = 0.55
 """Width of an average character in em."""
 
-_MISSING = "\N{WHITE SQUARE}"
-
 
 def display_name(name: object, length: int = NAME_LENGTH) -> str:
     """Make a name safe and short enough to stand in a figure.
@@ -46,16 +46,25 @@ def display_name(name: object, length: int = NAME_LENGTH) -> str:
         length: Room in average characters, at least 5; wider names lose their middle.
 
     Returns:
-        One line without control characters and without mathtext; never empty. matplotlib shows
-        the escaped dollar as a dollar.
+        One line without control characters and without mathtext; never empty. What the font has
+        no glyph for stands as an escape. matplotlib shows the escaped dollar as a dollar.
     """
-    return plain_name(name, length).replace("$", r"\$")
+    return display_names([name], length)[0]
+
+
+def display_names(names: Sequence[object], length: int = NAME_LENGTH) -> list[str]:
+    """:func:`display_name` of each name; different ones keep apart what differs between them."""
+    return [name.replace("$", r"\$") for name in plain_names(names, length)]
 
 
 def plain_name(name: object, length: int = NAME_LENGTH) -> str:
     """A name as :func:`display_name` shows it, for text outside of figures."""
-    text = "".join(map(_printable, unicodedata.normalize("NFC", str(name))))
-    return _shorten(" ".join(text.split()) or "(unnamed)", max(length, 5))
+    return plain_names([name], length)[0]
+
+
+def plain_names(names: Sequence[object], length: int = NAME_LENGTH) -> list[str]:
+    """Names as :func:`display_names` shows them, for text outside of figures."""
+    return elide(list(map(_tokens, names)), max(length, 5), _width)
 
 
 def thinned(count: int, limit: int) -> list[int]:
@@ -78,28 +87,8 @@ def strided(count: int, limit: int) -> range:
     return range(0, count, max(math.ceil(count / max(limit, 1)), 1))
 
 
-def display_names(names: Sequence[object], length: int = NAME_LENGTH) -> list[str]:
-    """:func:`display_name` of each name."""
-    return [display_name(name, length) for name in names]
-
-
-def _shorten(text: str, room: float) -> str:
-    if _width(text) <= room:
-        return text
-    # The end of a path tells more than its start: layer numbers and the op stand there.
-    room -= _advance("…")
-    tail = _fitting(text[::-1], room * 0.6)[::-1]
-    return f"{_fitting(text, room - _width(tail))}…{tail}"
-
-
-def _fitting(text: str, room: float) -> str:
-    """The longest beginning that takes no more room."""
-    used = accumulate(map(_advance, text))
-    return text[: sum(width <= room for width in used)]
-
-
-def _width(text: str) -> float:
-    return sum(map(_advance, text))
+def _width(token: str) -> float:
+    return sum(map(_advance, token))
 
 
 @cache
@@ -109,13 +98,24 @@ def _advance(character: str) -> float:
     return float(glyph.horiAdvance) / _font().units_per_EM / _AVERAGE
 
 
+def _tokens(name: object) -> tuple[str, ...]:
+    """The characters of a name as they can be shown; single spaces, none at the ends."""
+    shown = list(filter(None, map(_printable, unicodedata.normalize("NFC", str(name)))))
+    kept = [c for k, c in enumerate(shown) if c != " " or shown[k - 1 : k] not in ([], [" "])]
+    while kept and kept[-1] == " ":
+        kept.pop()
+    return tuple(kept) or tuple("(unnamed)")
+
+
 def _printable(character: str) -> str:
     kind = unicodedata.category(character)
     if kind.startswith("Z") or character in "\t\n\r":
         return " "
     if kind in {"Cc", "Cf", "Mn", "Me"}:
         return ""
-    return character if ord(character) in _glyphs() else _MISSING
+    if ord(character) in _glyphs():
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 @cache

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import ndtri
 
 from shiftscope.columns import QUANTILES
 from shiftscope.draw.tables import Array
 
-__all__ = ["pooled_quantiles"]
+__all__ = ["mixture", "pooled_quantiles", "stands_for_all"]
 
 _NEURONS = 128
 _STRATA = 200
@@ -43,17 +44,23 @@ def mixture(table: Array) -> Array:
             chosen ranks of the median stand for all.
 
     Returns:
-        Five quantiles of the mixture; NaN when no column is known.
+        Five quantiles of the mixture; NaN when fewer than half of the columns are known.
     """
-    table = table[:, np.isfinite(table).all(axis=0)]
-    if not table.shape[1]:
+    known = np.asarray(np.isfinite(table).all(axis=0))
+    if not stands_for_all(known):
         return np.full(5, np.nan)
+    table = table[:, known]
     if table.shape[1] > _NEURONS:
         # The middle of each of 128 equal groups: the ends would weigh too much.
         middles = (np.arange(_NEURONS) + 0.5) * table.shape[1] / _NEURONS
         table = table[:, np.argsort(table[2], kind="stable")[middles.astype(np.int64)]]
     values = table.T @ _strata()
     return np.asarray(np.quantile(values, QUANTILES, method="hazen"))
+
+
+def stands_for_all(known: npt.NDArray[np.bool_]) -> bool:
+    """Whether half of the neurons are known: fewer do not tell how the layer is."""
+    return bool(known.any() and known.mean() >= 0.5)
 
 
 @cache

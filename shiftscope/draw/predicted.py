@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from shiftscope.draw.decades import decade_axis, decade_text, decades, value_axis, value_text
-from shiftscope.draw.names import display_name, thinned
+from shiftscope.draw.names import thinned
 from shiftscope.draw.palette import COLORS
 from shiftscope.draw.style import (
     drawing,
@@ -21,7 +21,7 @@ from shiftscope.draw.style import (
     span,
     title,
 )
-from shiftscope.draw.tables import Array, Source, column, neurons_of, sites_of
+from shiftscope.draw.tables import Array, Source, column, neurons_of, site_label, sites_of
 from shiftscope.snapshot import Snapshot
 
 __all__ = ["activation_gains", "predicted_against_measured", "predicted_shift"]
@@ -70,7 +70,9 @@ def predicted_shift(source: Source, site: str | None = None, ax: Axes | None = N
     """
     ax = new_axes(ax, 4.0)
     frame = neurons_of(source, site)
-    heading = "Shift at all linear sites" if site is None else f"Shift at {display_name(site, 18)}"
+    heading = (
+        "Shift at all linear sites" if site is None else f"Shift at {site_label(source, site, 18)}"
+    )
     title(ax, heading)
     predicted, measured, scale = _shifts(frame, _mean_norms(source))
     known = np.isfinite(predicted) & np.isfinite(measured)
@@ -185,6 +187,7 @@ def _identity(ax: Axes, low: float, high: float) -> None:
     ax.set_xlim(low, high)
     ax.set_ylim(low, high)
     ax.set_aspect("equal", adjustable="box")
+    ax.set_anchor("S")  # shrunk towards its words: the layout has measured them from there
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(4))
         value_axis(axis)
@@ -199,4 +202,4 @@ def _farthest(sites: pd.DataFrame, pairs: dict[str, tuple[Array, Array]]) -> str
     }
     (site, name), gap = max(off.items(), key=lambda item: item[1])
     word = "forward" if name == "phi_fw" else "backward"
-    return f"farthest: {word}, factor {decade_text(gap)},\nat {display_name(site, 22)}"
+    return f"farthest: {word}, factor {decade_text(gap)},\nat {site_label(sites, site, 22)}"

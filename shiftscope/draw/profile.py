@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from shiftscope.draw.decades import decade_axis, decades
-from shiftscope.draw.marks import mark_findings, threshold_line, thresholds_of
+from shiftscope.draw.marks import BAD, hatch_stretches, mark_findings, threshold_line, thresholds_of
 from shiftscope.draw.palette import COLORS
+from shiftscope.draw.reasons import gradient_reason, unless_lost
 from shiftscope.draw.style import (
     MANY,
     drawing,
@@ -62,13 +64,14 @@ def depth_profile(source: Source, findings: Sequence[Finding] = ()) -> Figure:
     units = np.nan_to_num(np.concatenate(_unit_shares(sites))).any()
     figure = new_figure(_PANEL)
     panels = figure.subplots(6 if units else 5, 1, sharex=True)
-    shift_profile(sites, findings, ax=panels[0])
-    variance_profile(sites, findings, ax=panels[1])
-    gradient_profile(sites, findings, ax=panels[2])
-    gain_profile(sites, "activation", ax=panels[3])
-    gain_profile(sites, "linear", ax=panels[4])
+    shift_profile(source, findings, ax=panels[0])
+    variance_profile(source, findings, ax=panels[1])
+    gradient_profile(source, findings, ax=panels[2])
+    gain_profile(source, "activation", ax=panels[3])
+    gain_profile(source, "linear", ax=panels[4])
     if units:
-        unit_profile(sites, findings, ax=panels[5])
+        unit_profile(source, findings, ax=panels[5])
+    _hatch(list(panels), column(sites, "nonfinite") > 0)
     stack_panels(figure, list(panels), _PANEL, 0.9)
     return figure
 
@@ -92,7 +95,7 @@ def shift_profile(source: Source, findings: Sequence[Finding] = (), ax: Axes | N
     title(ax, "Shift share of z")
     share, error = column(sites, "shift_share"), column(sites, "shift_share_se")
     if not np.isfinite(share).any():
-        return _empty(ax, sites, "no preactivation was recorded")
+        return _empty(ax, sites, unless_lost(source, "z", "no preactivation was recorded"))
     for kind, label, weak in (
         ("linear", "leaving linear maps", True),
         ("activation", "entering activations", False),
@@ -130,7 +133,7 @@ def variance_profile(
     where = where if entering else _main_places(sites)
     within, between = (decades(column(sites, f"{p}_var"))[where] for p in ("within", "between"))
     if not np.isfinite(within).any() and not np.isfinite(between).any():
-        return _empty(ax, sites, "no preactivation was recorded")
+        return _empty(ax, sites, unless_lost(source, "z", "no preactivation was recorded"))
     _line(ax, where, between, "shift", "between neurons")
     _line(ax, where, within, "within", "within a neuron (mean)")
     _decades(ax, sites, within, between)
@@ -163,7 +166,7 @@ def gradient_profile(
     where = _main_places(sites)
     logs = column(sites, "log10_grad_z_var")[where]
     if not np.isfinite(logs).any():
-        return _empty(ax, sites, "no gradient reached these sites (give a loss to measure it)")
+        return _empty(ax, sites, gradient_reason(source, column(sites, "grad_z_var")))
     _line(ax, where, logs, "backward", "mean over neurons")
     _decades(ax, sites, logs)
     known = logs[np.isfinite(logs)]
@@ -214,7 +217,8 @@ def gain_profile(
         _predicted(ax, where, theory, quantity, source_label)
         drawn += [gain, theory]
     if not np.isfinite(np.concatenate(drawn)).any():
-        return _empty(ax, sites, f"no gain of {kind} sites is known")
+        reason = f"no gain of {kind} sites is known"
+        return _empty(ax, sites, unless_lost(source, "z", reason))
     _decades(ax, sites, *drawn)
     ax.set_ylabel("gain")
     legend_above(ax)
@@ -246,6 +250,16 @@ def unit_profile(source: Source, findings: Sequence[Finding] = (), ax: Axes | No
     ax.set_ylabel("share")
     _finish(ax, sites, findings, {"saturation", "dead_units"})
     return ax
+
+
+def _hatch(panels: Sequence[Axes], bad: npt.NDArray[np.bool_]) -> None:
+    """Hatch the sites with values that are not finite, named in the first panel with data."""
+    filled = [ax for ax in panels if ax.has_data()]
+    edges = np.arange(len(bad) + 1, dtype=np.float64) - 0.5
+    for ax in filled:
+        hatch_stretches(ax, edges, bad, BAD if ax is filled[0] else None)
+    if filled and bad.any():
+        legend_above(filled[0])
 
 
 def _unit_shares(sites: pd.DataFrame) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from shiftscope.draw.palette import COLORS
 from shiftscope.draw.style import MANY
 from shiftscope.draw.tables import Array
 
-__all__ = ["BANDS", "BOXES", "draw_quantiles"]
+__all__ = ["BANDS", "BOXES", "draw_bands", "draw_quantiles"]
 
 BOXES = "box 25 to 75 %, whiskers 1 and 99 %, line: median"
 """How to read the boxes, for captions."""
@@ -59,9 +59,21 @@ def _boxes(ax: Axes, places: Array, table: Array, color: str) -> None:
 
 
 def _bands(ax: Axes, places: Array, table: Array, color: str) -> None:
-    # Steps as wide as their place: a measured one between two gaps is still seen.
     middles = (places[1:] + places[:-1]) / 2
-    edges = np.concatenate([[places[0] - 0.5], middles, [places[-1] + 0.5]])
+    draw_bands(ax, np.concatenate([[places[0] - 0.5], middles, [places[-1] + 0.5]]), table, color)
+
+
+def draw_bands(ax: Axes, edges: Array, table: Array, color: str) -> None:
+    """Draw quantiles as two nested bands with a line, in steps as wide as their place.
+
+    So a measured one between two gaps is still seen.
+
+    Args:
+        ax: The panel.
+        edges: Where places begin and end, ``[n + 1]``.
+        table: Quantiles 1, 25, 50, 75 and 99 %, ``[5, n]``; a column with NaN leaves a gap.
+        color: A colour that matplotlib knows.
+    """
     for (low, high), alpha in (((0, 4), 0.22), ((1, 3), 0.42)):
         ax.stairs(
             *(table[high], edges),

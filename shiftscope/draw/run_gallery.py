@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shiftscope.draw.course import Course
-from shiftscope.draw.curves import quantile_course, run_curves
+from shiftscope.draw.curves import evaluation, has_loss, quantile_course, run_curves
 from shiftscope.draw.depth_time import evolution
 from shiftscope.draw.gallery import NamedFigure
-from shiftscope.draw.names import plain_name
+from shiftscope.draw.names import plain_names
+from shiftscope.draw.quantiles import BANDS
 
 if TYPE_CHECKING:
     from shiftscope.findings import Finding
@@ -46,23 +47,34 @@ def _maps(trace: Trace, course: Course) -> NamedFigure:
     return NamedFigure(
         "evolution",
         "Through depth and time",
-        "Sites from the input (top) to the output (bottom), steps to the right. Colours of gains "
-        "are white at 1, where a layer passes variance on as it is; grey was not measured, or lies "
-        "below the resolution of floats.",
-        f"Heat maps of {share.shape[0]} sites over {_span(course)}. "
-        f"Mean shift share {_ends(share)}.",
+        _sentence(
+            "Sites from the input (top) to the output (bottom), steps to the right; a window "
+            "reaches to the start of the next one. Colours of gains are white at 1, where a layer "
+            "passes variance on as it is; grey was not measured, or lies below the resolution of "
+            "floats.",
+            _remark(course, bad=bool(course.bad.any())),
+        ),
+        f"Heat maps of the sites {_span(course)}. Mean shift share of {share.shape[0]} "
+        f"{_ends(share)}.",
         evolution(trace),
     )
 
 
 def _curves(trace: Trace, course: Course) -> NamedFigure:
-    loss = course.manifest("loss")
+    loss = course.manifest("loss") if has_loss(course) else None
+    beside = evaluation(trace)
+    bad = bool(course.bad.any() or (beside is not None and beside.bad.any()))
     return NamedFigure(
         "curves",
         "Along the steps",
-        "The loss of each window, and one line a site, light at the input and dark at the output. "
-        "Lines of the gradient that fan out are a gradient that vanishes or explodes.",
-        f"Curves over {_span(course)}." + (f" Loss {_ends(loss[None])}." if loss.size else ""),
+        _sentence(
+            "One" if loss is None else "The loss of each window, and one",
+            "line a site, light at the input and dark at the output, through the middle of each "
+            "window. Lines of the gradient that fan out are a gradient that vanishes or explodes.",
+            "Dashed: evaluation, of the sites that are named." if beside else "",
+            _remark(course, bad=bad),
+        ),
+        _sentence(f"Curves {_span(course)}.", "" if loss is None else f"Loss {_ends(loss[None])}."),
         run_curves(trace),
     )
 
@@ -77,9 +89,11 @@ def _bands(trace: Trace, course: Course, findings: Sequence[Finding]) -> NamedFi
     return NamedFigure(
         "quantile-course",
         "How preactivations move",
-        "All neurons of a site pooled: light band 1 to 99 %, dark band 25 to 75 %, line: median. "
-        "All panels have one scale.",
-        f"Quantiles of z at {', '.join(map(plain_name, names))} over {_span(course)}.",
+        _sentence(
+            f"All neurons of a site pooled: {BANDS}. All panels have one scale.",
+            _remark(course, bad=bool(course.bad_at(names).any())),
+        ),
+        f"Quantiles of z at {', '.join(plain_names(names))} {_span(course)}.",
         quantile_course(trace, names),
     )
 
@@ -88,8 +102,19 @@ def _sampled(course: Course, site: str) -> bool:
     return any("z" in snapshot.quantiles.get(site, {}) for snapshot in course.snapshots)
 
 
+def _remark(course: Course, *, bad: bool) -> str:
+    """What is special about the windows: that there is but one, or values that are not finite."""
+    alone = "There is one window; how things move takes two." if len(course.steps) == 1 else ""
+    return _sentence(alone, "Hatched: some values there were NaN or infinite." if bad else "")
+
+
+def _sentence(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
+
+
 def _span(course: Course) -> str:
-    return f"steps {course.steps[0]} to {course.steps[-1]}"
+    first, last = course.steps[0], course.lasts[-1]
+    return f"at step {first}" if first == last else f"over steps {first} to {last}"
 
 
 def _ends(values: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> str:
@@ -99,4 +124,6 @@ def _ends(values: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> str:
     first, last = float(ends[0]), float(ends[-1])
     if not (np.isfinite(first) and np.isfinite(last)):
         return "not measured"
+    if len(ends) == 1:
+        return f"{first:.3g}"
     return f"{first:.3g} at the first and {last:.3g} at the last of them"

@@ -10,10 +10,20 @@ import numpy.typing as npt
 import pandas as pd
 
 from shiftscope.columns import quantile_names
+from shiftscope.draw.names import display_names
 from shiftscope.errors import UsageError
 from shiftscope.snapshot import Snapshot
 
-__all__ = ["Array", "Source", "by_site", "column", "neurons_of", "quantiles_of", "sites_of"]
+__all__ = [
+    "Array",
+    "Source",
+    "by_site",
+    "column",
+    "neurons_of",
+    "quantiles_of",
+    "site_label",
+    "sites_of",
+]
 
 Array = npt.NDArray[np.float64]
 
@@ -46,6 +56,19 @@ def neurons_of(source: Source, site: str | None = None) -> pd.DataFrame:
     if part.empty:
         raise _unknown(site, list(dict.fromkeys(frame["site"])))
     return part
+
+
+def site_label(source: Source, site: str, length: int) -> str:
+    """A name as it stands in a figure, short and yet told from the others of its source.
+
+    Args:
+        source: A snapshot, a site table or a neuron table.
+        site: One of its sites.
+        length: Room in average characters.
+    """
+    frame = source.sites if isinstance(source, Snapshot) else source
+    names = list(dict.fromkeys([*map(str, frame["site"]), site]))
+    return display_names(names, length)[names.index(site)]
 
 
 def column(frame: pd.DataFrame, name: str) -> Array:

@@ -84,7 +84,8 @@ def report(
     folder = Path(out)
     with atomic_folder(folder) as place:
         if "html" in wanted:
-            _write(place / "report.html", page(snapshot, told, pictures).encode())
+            text = page(snapshot, told, pictures, trace=trace)
+            _write(place / "report.html", text.encode())
         if "json" in wanted:
             content = document(snapshot, told) | {"verdict": verdict(told, measured)}
             content |= {} if trace is None else {"windows": _windows(trace)}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shiftscope import __version__
 from shiftscope.files import strict_json
 from shiftscope.findings import Finding, verdict
-from shiftscope.findings.finding import short
+from shiftscope.reporting.phases import run_section
 from shiftscope.reporting.pictures import Picture
 from shiftscope.reporting.premises import premise_section
 from shiftscope.reporting.ranking import HEADS
@@ -26,6 +26,7 @@ from shiftscope.reporting.words import (
     number,
     printable,
     score_line,
+    shorten_all,
     subtitle,
 )
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
     from shiftscope.snapshot import Snapshot
+    from shiftscope.trace import Trace
 
 __all__ = ["STRIP_BUDGET", "Picture", "page", "script_json"]
 
@@ -40,6 +42,7 @@ STRIP_BUDGET = 300_000
 """Characters of packed quantiles a page carries by default."""
 
 _GAPS = 200
+_NAME = 48
 _TITLES = {"critical": "Critical", "serious": "Serious", "watch": "Worth watching"}
 
 
@@ -48,6 +51,7 @@ def page(
     findings: Sequence[Finding],
     pictures: Sequence[Picture] = (),
     budget: int | None = STRIP_BUDGET,
+    trace: Trace | None = None,
 ) -> str:
     """Write the page.
 
@@ -56,6 +60,7 @@ def page(
         findings: What was concluded, worst first.
         pictures: Figures to stand inline.
         budget: Characters of packed neuron quantiles; None for all of them.
+        trace: The run whose last window the snapshot is; None where there is no run.
 
     Returns:
         HTML: styles, scripts, figures and data inline; no network, no ``style`` attribute, no
@@ -63,7 +68,7 @@ def page(
     """
     table = SiteTable(snapshot, findings)
     packed, missing = strips(snapshot, table.names, 2**62 if budget is None else budget)
-    told = verdict(findings, snapshot)
+    told = verdict(findings, snapshot if trace is None else trace)
     style, script = _asset("report.css"), _asset("report.js")
     return _template().render(
         version=__version__,
@@ -77,6 +82,7 @@ def page(
         score=score_line(snapshot),
         coverage_sentence=_coverage_sentence(snapshot),
         findings=[_finding(finding, table) for finding in findings],
+        run={} if trace is None else run_section(trace),
         figures=[_figure(picture) for picture in pictures],
         missing=_missing(missing, len(packed)),
         columns=table.columns,
@@ -126,7 +132,8 @@ def _data(
 
 def _finding(finding: Finding, table: SiteTable) -> dict[str, Any]:
     name, limit = finding.threshold
-    linked = [(site, table.place.get(site)) for site in finding.sites[:HEADS]]
+    linked = [table.place.get(site) for site in finding.sites[:HEADS]]
+    labels = shorten_all(list(map(printable, finding.sites[:HEADS])), _NAME)
     return {
         "cause": finding.cause,
         "severity": finding.severity,
@@ -140,8 +147,8 @@ def _finding(finding: Finding, table: SiteTable) -> dict[str, Any]:
             for key, item in finding.evidence.items()
         ],
         "sites": [
-            (printable(short(site)) or "(model)", None if at is None else table.rows[at]["order"])
-            for site, at in linked
+            (label or "(model)", None if at is None else table.rows[at]["order"])
+            for label, at in zip(labels, linked, strict=True)
         ],
         "count": len(finding.sites),
         "more": max(len(finding.sites) - HEADS, 0),
@@ -177,7 +184,7 @@ def _coverage_sentence(snapshot: Snapshot) -> str:
 def _missing(missing: Sequence[str], carried: int) -> str:
     if not missing:
         return ""
-    names = ", ".join(printable(short(name)) for name in missing[:5])
+    names = ", ".join(shorten_all(list(map(printable, missing[:5])), _NAME))
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
     return (
         f"To keep this page small it carries the neurons of the {carried} worst sites; those of "

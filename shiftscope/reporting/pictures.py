@@ -40,7 +40,10 @@ class Picture:
 
         with Image.open(io.BytesIO(self.png)) as image:
             exact = image.convert("RGB")
-        few = exact.quantize(_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        # Median cut, the default, spends the palette on large areas: colour bars get false bands.
+        few = exact.quantize(
+            _COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE
+        )
         buffer = io.BytesIO()
         few.save(buffer, "PNG", optimize=True)
         return min(buffer.getvalue(), self.png, key=len)

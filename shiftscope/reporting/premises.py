@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shiftscope.findings.finding import short
 from shiftscope.prediction import predict_depth
-from shiftscope.reporting.words import number, printable
+from shiftscope.reporting.words import number, printable, shorten_all
 from shiftscope.theory import premise_table
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["prediction_rows", "premise_rows", "premise_section"]
 
 _SHOWN = 40
+_NAME = 48
 
 
 def premise_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
@@ -65,10 +65,11 @@ def premise_section(snapshot: Snapshot) -> dict[str, Any]:
     cuts = predict_depth(snapshot).cuts
     return {
         "sentence": _sentence(rows),
-        "rows": [_cells(row) for row in rows[:_SHOWN]],
+        "rows": list(map(_cells, _labels([row["site"] for row in rows[:_SHOWN]]), rows)),
         "more": max(len(rows) - _SHOWN, 0),
         "cuts": [
-            (printable(short(site)) or "(model)", printable(why)) for site, why in cuts[:_SHOWN]
+            (label, printable(why))
+            for label, (_, why) in zip(_labels([c[0] for c in cuts[:_SHOWN]]), cuts, strict=False)
         ],
         "more_cuts": max(len(cuts) - _SHOWN, 0),
     }
@@ -77,7 +78,8 @@ def premise_section(snapshot: Snapshot) -> dict[str, Any]:
 def _sentence(rows: list[dict[str, Any]]) -> str:
     far = [row["cv"] for row in rows if not row["premise_holds"]]
     if not far:
-        return f"At all {len(rows)} sites the premise holds within sampling error."
+        where = f"At all {len(rows)} sites" if len(rows) > 1 else "At the only site that was judged"
+        return f"{where} the premise holds within sampling error."
     span = f"{min(far):.2f}" + (f" to {max(far):.2f}" if len(far) > 1 else "")
     return (
         f"At {len(far)} of {len(rows)} sites single neurons spread around σ²‖w‖² by a coefficient "
@@ -87,10 +89,14 @@ def _sentence(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _labels(sites: Sequence[str]) -> list[str]:
+    return [label or "(model)" for label in shorten_all(list(map(printable, sites)), _NAME)]
+
+
+def _cells(label: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     numbers = ("ratio", "cv", "noise", "ratio_backward")
     told = "holds" if row["premise_holds"] else "fails"
-    return (printable(short(row["site"])) or "(model)", *(number(row[n]) for n in numbers), told)
+    return (label, *(number(row[n]) for n in numbers), told)
 
 
 def _finite(value: float) -> float | None:

@@ -12,10 +12,16 @@ from shiftscope.findings import Finding
 if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
 
-__all__ = ["HEADS", "blame", "ranked"]
+__all__ = ["HEADS", "blame", "has_data", "ranked"]
 
 HEADS = 12
 """Sites of a finding that are named (and linked) beside it."""
+
+
+def has_data(snapshot: Snapshot) -> bool:
+    """Whether data went through, finite or not; False where weights alone were read."""
+    sites = snapshot.sites
+    return bool(sites["shift_share"].notna().any() or (sites["nonfinite"] > 0).any())
 
 
 def blame(findings: Sequence[Finding]) -> dict[str, str]:

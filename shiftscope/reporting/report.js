@@ -52,12 +52,6 @@
     return (Math.floor(value * 10 ** (nines + 1)) / 10 ** (nines + 1)).toFixed(nines + 1);
   }
 
-  function shorten(name) {
-    if (name.length <= data.nameLength) return name;
-    const tail = Math.floor(((data.nameLength - 1) * 3) / 5);
-    return `${name.slice(0, data.nameLength - 1 - tail)}…${name.slice(-tail)}`;
-  }
-
   function chosenRows() {
     const terms = state.q.toLowerCase().split(/\s+/).filter(Boolean);
     const named = state.f && data.findings[state.f] ? new Set(data.findings[state.f]) : null;
@@ -96,7 +90,7 @@
       td.scope = "row";
       const link = document.createElement("a");
       link.href = `#row-${row[at.order]}`;
-      link.textContent = shorten(value) || "(model)";
+      link.textContent = data.labels[row[at.order]] ?? value;
       if (link.textContent !== value) link.title = value;
       td.append(link);
     } else if (key === "finding") {

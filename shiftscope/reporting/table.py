@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shiftscope.findings import Finding
-from shiftscope.reporting.ranking import blame, ranked
-from shiftscope.reporting.words import bounded_share, number, printable, shorten
+from shiftscope.reporting.ranking import blame, has_data, ranked
+from shiftscope.reporting.words import bounded_share, number, printable, shorten_all
 from shiftscope.site_table import SITE_COLUMNS
 
 if TYPE_CHECKING:
@@ -85,11 +85,13 @@ class SiteTable:
     def __init__(self, snapshot: Snapshot, findings: Sequence[Finding]) -> None:
         worst = blame(findings)
         rows = {str(row["site"]): row for row in snapshot.sites.to_dict("records")}
-        seen = bool(snapshot.sites["shift_share"].notna().any())
-        self.columns = COLUMNS if seen or snapshot.sites.empty else WEIGHT_COLUMNS
+        told = has_data(snapshot) or snapshot.sites.empty
+        self.columns = COLUMNS if told else WEIGHT_COLUMNS
         self.names = ranked(snapshot, findings)
         self.rows = [_row(rows[name], worst.get(name, "")) for name in self.names]
         self.place = {name: place for place, name in enumerate(self.names)}
+        labels = shorten_all(list(map(printable, self.names)), NAME_LENGTH)
+        self.labels = [label or "(model)" for label in labels]
 
     def cells(self) -> list[dict[str, Any]]:
         """The first rows for the template: ``order``, ``severity`` and a text for each column."""
@@ -99,9 +101,12 @@ class SiteTable:
                 "severity": row["finding"],
                 "share": row["shift_share"] if _known(row["shift_share"]) else None,
                 "name": printable(row["site"]),
-                "cells": [(column.key, _cell(row, column.key)) for column in self.columns],
+                "cells": [
+                    (column.key, label if column.key == "site" else _cell(row, column.key))
+                    for column in self.columns
+                ],
             }
-            for row in self.rows[:FIRST_ROWS]
+            for row, label in zip(self.rows[:FIRST_ROWS], self.labels, strict=False)
         ]
 
     def data(self) -> dict[str, Any]:
@@ -109,7 +114,11 @@ class SiteTable:
         keys = [key for key in _KEYS if any(_present(row[key]) for row in self.rows)]
         return {
             "keys": keys,
-            "nameLength": NAME_LENGTH,
+            "labels": {
+                row["order"]: label
+                for row, label in zip(self.rows, self.labels, strict=True)
+                if label != printable(row["site"])
+            },
             "rows": [[_compact(row[key], key) for key in keys] for row in self.rows],
         }
 
@@ -129,8 +138,6 @@ def _row(row: Mapping[Any, Any], severity: str) -> dict[str, Any]:
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
     value = row[key]
-    if key == "site":
-        return shorten(printable(value), NAME_LENGTH) or "(model)"
     if key == "shift_share":
         return bounded_share(value)
     return "" if value == "" else number(value)

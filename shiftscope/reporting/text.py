@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shiftscope.findings import Finding, verdict
-from shiftscope.reporting.ranking import ranked
+from shiftscope.reporting.ranking import has_data, ranked
 from shiftscope.reporting.words import (
     ascii_only,
     bounded_share,
@@ -17,6 +17,7 @@ from shiftscope.reporting.words import (
     printable,
     score_line,
     shorten,
+    shorten_all,
     subtitle,
 )
 
@@ -165,8 +166,8 @@ class _Writer:
             return
         rows = {str(row["site"]): row for row in sites.to_dict("records")}
         names = ranked(self.summary.snapshot, self.summary.findings)
-        seen = bool(sites["shift_share"].notna().any())
-        shown = [shorten(self.inert(name), 30) for name in names[:_WORST]]
+        seen = has_data(self.summary.snapshot)
+        shown = shorten_all(list(map(self.inert, names[:_WORST])), 30)
         columns = [
             (title, [_cell(key, rows[name].get(key)) for name in names[:_WORST]])
             for key, title in (_COLUMNS if seen else _WEIGHT_COLUMNS)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from shiftscope.draw.elide import elide
+
 if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
 
@@ -19,6 +21,7 @@ __all__ = [
     "printable",
     "score_line",
     "shorten",
+    "shorten_all",
     "subtitle",
 ]
 
@@ -52,6 +55,11 @@ def shorten(text: str, length: int) -> str:
         return text
     tail = (length - 1) * 3 // 5
     return f"{text[: length - 1 - tail]}…{text[-tail:]}"
+
+
+def shorten_all(texts: Sequence[str], length: int) -> list[str]:
+    """:func:`shorten` of each text; different ones keep apart what differs between them."""
+    return elide(texts, length)
 
 
 def ascii_only(text: str) -> str:
@@ -102,7 +110,7 @@ def subtitle(snapshot: Snapshot) -> str:
     """What was measured, in one line under the heading."""
     manifest = snapshot.manifest
     parts = [str(manifest[key]) for key in ("checkpoint", "model") if manifest.get(key)]
-    parts.append(f"{len(snapshot.sites)} sites")
+    parts.append(_plural(len(snapshot.sites), "site"))
     if manifest.get("parameters"):
         parts.append(f"{_count(manifest['parameters'])} parameters")
     if manifest.get("samples"):

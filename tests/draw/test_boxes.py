@@ -8,7 +8,9 @@ from draw_cases import NORMAL, make
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from run_cases import batch, network
 from scipy.stats import norm
+from standin import measure
 
 import shiftscope as ss
 from shiftscope.columns import QUANTILES, quantile_names
@@ -189,3 +191,27 @@ def test_a_mixture_of_many_is_that_of_evenly_chosen_ranks() -> None:
 
 def test_a_mixture_of_nothing_is_unknown() -> None:
     assert np.isnan(mixture(np.full((5, 4), np.nan))).all()
+
+
+def test_a_few_neurons_do_not_stand_for_their_layer() -> None:
+    table = np.tile(NORMAL[:, None], 32)
+    table[:, 2:] = np.nan
+    assert np.isnan(mixture(table)).all()
+    table[:, :16] = NORMAL[:, None]
+    assert np.isfinite(mixture(table)).all()
+
+
+def test_layers_of_which_most_is_not_finite_are_left_open() -> None:
+    snapshot = make(3, width=8)
+    rows = snapshot.neurons.index[snapshot.neurons["site"] == "net.2"][:6]
+    snapshot.neurons.loc[rows, ["grad_z_var", *quantile_names("z")]] = np.nan
+    for ax in ss.draw.layer_boxes(snapshot).axes:
+        assert len(ax.patches) == 2
+
+
+def test_a_layer_of_nan_is_not_called_one_without_loss() -> None:
+    model = network(0.4)
+    model[0].weight.data[:] = float("nan")
+    words = [ax.texts[0].get_text() for ax in ss.draw.layer_boxes(measure(model, *batch())).axes]
+    assert all("NaN or infinite" in " ".join(text.split()) for text in words)
+    assert "layers" not in [item.name for item in ss.draw.figures(measure(model, *batch()))]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from shiftscope.draw.names import FONT, display_name, plain_name, strided, thinned
+from shiftscope.draw.elide import elide
+from shiftscope.draw.names import FONT, display_name, display_names, plain_name, strided, thinned
 
 
 def width(text: str, points: float = 10.0) -> float:
@@ -44,6 +45,41 @@ def test_long_names_keep_both_ends() -> None:
     assert shown.startswith("enc")
     assert shown.endswith("fc1:gelu")
     assert "…" in shown
+
+
+def test_names_that_stand_together_keep_what_differs() -> None:
+    names = [f"enc.layers.{k}.self_attn.{part}" for k in (0, 1, 10) for part in ("in", "out_proj")]
+    shown = display_names(names, 16)
+    assert len(set(shown)) == len(names)
+    assert shown[1] == "…0…out_proj"
+    assert all(width(name) <= 16 * 0.55 * 10 + 5 for name in shown)
+
+
+LONG = [
+    [f"decoder.{k}.attn.{q}_proj.lora_{c}.default" for k in (0, 31) for q in "qk" for c in "AB"],
+    [f"{'a' * 40}{c}{'b' * 40}" for c in "xyz"],
+    ["a" * k for k in range(30, 34)],
+    ["stage.0.block", "stage.0.block", "stage.1.block", "s"],
+    [f"{k}{'.same' * 9}.{9 - k}" for k in range(9)],
+]
+
+
+@pytest.mark.parametrize("names", LONG, ids=len)
+@pytest.mark.parametrize("room", [8, 12, 18, 30])
+def test_different_names_never_look_alike(names: list[str], room: int) -> None:
+    shown = elide(names, room)
+    assert all(len(text) <= room for text in shown)
+    assert len(set(zip(names, shown, strict=True))) == len(set(names)) == len(set(shown))
+
+
+def test_names_that_fit_are_left_alone() -> None:
+    assert elide(["a.b", "a.b", "a.c"], 3) == ["a.b", "a.b", "a.c"]
+
+
+def test_scripts_that_the_font_lacks_become_escapes() -> None:
+    assert display_name("编码器.0") == r"\u7f16\u7801\u5668.0"
+    assert "□" not in plain_name("编码器", 8)
+    assert set(plain_name("编" * 9 + ".0", 16).split("…")[0].split("\\")) <= {"", "u7f16"}
 
 
 @pytest.mark.parametrize("name", ["", "\n\t", "\u202e\u200b"])

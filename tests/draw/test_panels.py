@@ -140,6 +140,17 @@ def test_words_of_a_narrow_panel_stay_inside() -> None:
     assert ax.bbox.x0 < words.x0 < words.x1 < ax.bbox.x1
 
 
+def test_words_below_stay_inside_beside_an_empty_panel() -> None:
+    snapshot = make(3)
+    snapshot.sites["phi_fw"] = snapshot.sites["phi_bw"] = np.nan
+    figure = ss.draw.predicted_against_measured(snapshot, "net.2")
+    figure.canvas.draw()
+    for ax in figure.axes[:2]:
+        words = ax.xaxis.label.get_window_extent()
+        assert words.y0 >= 0
+        assert ax.title.get_window_extent().y1 <= figure.bbox.y1
+
+
 def test_a_neuron_at_a_right_angle_uses_the_scale_of_its_site() -> None:
     snapshot = make(3)
     place = snapshot.neurons.index[0]
@@ -166,3 +177,24 @@ def test_gains_against_theory_name_the_farthest() -> None:
     assert "backward" in told
     assert "net.3:sigmoid" in told
     assert "factor 2," in told
+
+
+def test_layers_named_in_chinese_are_told_apart_in_a_figure() -> None:
+    figure = ss.draw.depth_profile(make(3, prefix="编码器."))
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert r"\u7f16\u7801\u5668.0" in labels
+    assert len(set(labels)) == len(labels)
+
+
+def test_titles_tell_sites_of_long_names_apart() -> None:
+    prefix, titles = "model.decoder." + "block." * 12, []
+    snapshot = make(3, prefix=prefix)
+    names = [f"{prefix}{k}{'.attention' * 9}" for k in (0, 2)]
+    for k, name in zip((0, 2), names, strict=True):
+        snapshot.sites.loc[snapshot.sites["site"] == f"{prefix}{k}", "site"] = name
+        snapshot.neurons.loc[snapshot.neurons["site"] == f"{prefix}{k}", "site"] = name
+    for name in names:
+        titles.append(ss.draw.neuron_boxes(snapshot, name).get_title(loc="left"))
+        titles.append(ss.draw.predicted_shift(snapshot, name).get_title(loc="left"))
+    assert len(set(titles)) == 4

@@ -8,6 +8,8 @@ from draw_cases import Blame, blames, make, with_frames
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from run_cases import batch, network
+from standin import measure
 
 import shiftscope as ss
 
@@ -170,3 +172,33 @@ def test_activations_alone_are_enough() -> None:
     only = snapshot.sites[snapshot.sites["kind"] == "activation"].reset_index(drop=True)
     ax = ss.draw.gradient_profile(with_frames(only, snapshot.neurons))
     assert len(line(ax, "mean over neurons").get_ydata()) == 3
+
+
+def words(ax: Axes) -> str:
+    return " ".join(" ".join(text.get_text() for text in ax.texts).split())
+
+
+def test_a_gradient_of_nan_is_not_called_one_without_loss() -> None:
+    model = network(0.4)
+    model[0].weight.data[:] = float("nan")
+    panels = ss.draw.depth_profile(measure(model, *batch())).axes
+    assert "values of ∇z were NaN or infinite" in words(panels[2])
+    assert "values of z were NaN or infinite" in words(panels[0])
+    assert "give a loss" in words(ss.draw.gradient_profile(make(3, loss=False)))
+
+
+def test_a_gradient_that_underflows_is_told_from_none() -> None:
+    sites = make(3).sites.assign(grad_z_var=0.0, log10_grad_z_var=np.nan)
+    assert "zero or below the resolution" in words(ss.draw.gradient_profile(sites))
+
+
+def test_sites_with_values_that_are_not_finite_are_hatched() -> None:
+    snapshot = make(4)
+    assert not any(
+        patch.get_hatch() for ax in ss.draw.depth_profile(snapshot).axes for patch in ax.patches
+    )
+    snapshot.sites["nonfinite"] = [0, 0, 5, 1, 0, 0, 2, 0]
+    panels = ss.draw.depth_profile(snapshot).axes
+    spans = [(p.get_x(), p.get_width()) for p in panels[2].patches if p.get_hatch()]
+    assert spans == [(1.5, 2), (5.5, 1)]
+    assert "NaN or infinite values" in [t.get_text() for t in panels[0].get_legend().get_texts()]

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from chromium import Browser
-from report_cases import hostile, sick, wide
+from report_cases import hostile, renamed, sick, wide
+from standin import measure, mlp
+from torch import nn
 
 import shiftscope as ss
 from shiftscope.findings import diagnose
@@ -82,6 +85,30 @@ def test_cells_drawn_by_the_script_equal_those_of_the_file(browser: Browser, rep
     browser.evaluate("document.querySelector('th[data-key=order] button').click()")
     browser.evaluate("document.getElementById('reset').click()")
     assert {key: column(browser, key) for key in before} == before
+
+
+def test_long_names_are_the_same_in_the_script_and_in_the_file(
+    browser: Browser, tmp_path: Path
+) -> None:
+    browser.show(write(tmp_path, renamed(sick(), lambda name: f"{'a' * 60}{name}{'b' * 60}")))
+    before = column(browser, "site")
+    assert len(set(before)) == 17
+    browser.evaluate("document.querySelector('th[data-key=order] button').click()")
+    browser.evaluate("document.getElementById('reset').click()")
+    assert column(browser, "site") == before
+
+
+def test_words_beside_long_notes_are_not_broken(browser: Browser, tmp_path: Path) -> None:
+    model = mlp([8, 8, 4], nn.Sigmoid)
+    nn.init.constant_(model[0].weight, float("nan"))
+    x = torch.randn(20, 8, dtype=torch.float64)
+    path = write(tmp_path, measure(model, x, torch.zeros(20, dtype=torch.int64)))
+    for width in (1080, 400):
+        browser.show(path, width=width)
+        browser.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+        browser.wait("document.querySelectorAll('dl .wide dt').length === 1")
+        heights = "[...document.querySelectorAll('dl dt')].map(e => e.getClientRects()[0].height)"
+        assert len(set(browser.evaluate(heights))) == 1
 
 
 def test_an_address_brings_the_view_back(browser: Browser, report: Path) -> None:

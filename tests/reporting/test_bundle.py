@@ -77,7 +77,7 @@ def test_a_failure_midway_leaves_the_old_report(
 
 @pytest.mark.usefixtures("_undrawn")
 def test_an_interrupt_leaves_no_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> str:
+    def interrupt(*_: object, **__: object) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bundle, "page", interrupt)
