@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from shiftscope.capture import device_reader, ledger
 from shiftscope.tally import Tally
+from shiftscope.tally.native import built
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -80,3 +82,17 @@ def interpret_triton() -> None:
     if torch.cuda.is_available():
         pytest.skip("Triton compiles for the GPU here: the tests marked cuda run its kernels")
     pytest.importorskip("triton", reason="triton is not installed")
+
+
+READERS = ("compiled", "triton", "torch")
+"""The ways of reading a tensor."""
+
+
+def read_by(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all that is recorded be read in one way, on the CPU."""
+    if chosen == "compiled" and not built():
+        pytest.skip("the compiled reader was not built: no C compiler at installation")
+    if chosen == "triton":
+        interpret_triton()
+        monkeypatch.setattr(device_reader, "usable", lambda device: True)
+    monkeypatch.setattr(ledger, "built", lambda: chosen == "compiled")

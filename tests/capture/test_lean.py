@@ -12,32 +12,25 @@ import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
-from tally_support import interpret_triton
+from tally_support import READERS, read_by
 from torch import Tensor, nn
 
 import shiftscope as ss
-from shiftscope.capture import device_reader, ledger
+from shiftscope.capture import device_reader
 from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.readings import IMAGE, ROWS, read, read_centred
 from shiftscope.capture.recorder import Settings
 from shiftscope.record import SiteInfo
 from shiftscope.tally.launches import Launch
-from shiftscope.tally.native import built
 
 Rows = npt.NDArray[np.float64]
 
 
-@pytest.fixture(autouse=True, params=["compiled", "triton", "torch"])
+@pytest.fixture(autouse=True, params=READERS)
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test here holds for each way of reading a tensor."""
-    chosen: str = request.param
-    if chosen == "compiled" and not built():
-        pytest.skip("the compiled reader was not built: no C compiler at installation")
-    if chosen == "triton":
-        interpret_triton()
-        monkeypatch.setattr(device_reader, "usable", lambda device: True)
-    monkeypatch.setattr(ledger, "built", lambda: chosen == "compiled")
-    return chosen
+    read_by(request.param, monkeypatch)
+    return str(request.param)
 
 
 def naive(tensor: Tensor, dim: int) -> tuple[Rows, Rows]:

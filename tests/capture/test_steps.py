@@ -8,17 +8,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tally_support import READERS, read_by
 from torch import Tensor, nn
 
 import shiftscope as ss
 from shiftscope.capture import ledger
 
 
-@pytest.fixture(params=["compiled", "torch"], autouse=True)
-def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "torch":
-        monkeypatch.setattr(ledger, "built", lambda: False)
-    return str(request.param)
+@pytest.fixture(params=READERS, autouse=True)
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test here holds for each way of reading a tensor."""
+    read_by(request.param, monkeypatch)
+
+
+pytestmark = [  # the interpreter computes with numpy
+    pytest.mark.filterwarnings("ignore:invalid value encountered"),
+    pytest.mark.filterwarnings("ignore:overflow encountered"),
+]
 
 
 class Stored:

@@ -35,8 +35,10 @@ def record_of(reader: DeviceReader, **options: Any) -> tuple[Tensor, list[Any]]:
     start = first = 0
     for page in pages:
         gradient = options.get("gradient", [False] * len(readings))
-        flags = gradient[first : first + len(page.readings)]
-        start = record.merge(page, start, flags, options.get("inverse"))
+        facts = [(r.offset, r.width, r.parts, r.rows) for r in page.readings]
+        flags = gradient[first : first + len(facts)]
+        record.merge(page, facts, start, gradient=flags, inverse=options.get("inverse"))
+        start += sum(r.width for r in page.readings)
         first += len(page.readings)
     reader.give_back(pages)
     return record.data, readings
@@ -134,6 +136,31 @@ def test_gradients_are_divided_by_the_loss_scale() -> None:
     data, _ = record_of(reader, gradient=[False, True], inverse=inverse)
     torch.testing.assert_close(data[1, 3:], data[1, :3] / 4)
     torch.testing.assert_close(data[2, 3:], data[2, :3] / 16)
+
+
+def test_steps_are_averaged_and_the_first_loss_is_kept() -> None:
+    """Parts of one step are merged; how far means move between steps is no deviation."""
+    torch.manual_seed(0)
+    reader, record = DeviceReader(CPU), DeviceRecord(3, CPU)
+    steps = [torch.randn(6000, 3) + 100.0 * k for k in range(4)]
+    steps[2][5, 1] = torch.inf
+    steps[3][:, 1] = torch.nan
+    for turn, x in enumerate(steps, start=7):
+        part = reader.read(x, 0, True, False)
+        assert part is not None
+        assert part.parts > 16  # more than are merged at once
+        (_, (page,)) = reader.take()
+        facts = [(part.offset, part.width, part.parts, part.rows)]
+        record.merge(page, facts, drift=False, turn=turn)
+        reader.give_back([page])
+    finite = [np.ma.masked_invalid(x.double().numpy()) for x in steps]
+    number = np.stack([x.count(0) for x in finite])
+    mean = np.average([x.mean(0).filled(0) for x in finite], axis=0, weights=number)
+    spread = sum((x.var(0) * n).filled(0) for x, n in zip(finite, number, strict=True))
+    np.testing.assert_array_equal(record.data[0], number.sum(0))
+    np.testing.assert_allclose(record.data[1], mean, rtol=1e-7)
+    np.testing.assert_allclose(record.data[2], spread, rtol=2e-6)
+    assert record.data[3].tolist() == [-1.0, 9.0, -1.0]
 
 
 def test_a_failed_read_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
