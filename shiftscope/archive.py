@@ -11,8 +11,8 @@ import io
 import json
 import os
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,22 @@ from shiftscope.record import SiteRecord, Stream
 from shiftscope.site_table import SAMPLE_COLUMNS, site_row
 from shiftscope.snapshot import Snapshot
 
-__all__ = ["SAMPLE_BUDGET", "SCHEMA_VERSION", "dump", "parse", "read_snapshot", "write_snapshot"]
+__all__ = [
+    "SAMPLE_BUDGET",
+    "SCHEMA_VERSION",
+    "dump",
+    "opened",
+    "parse",
+    "read_snapshot",
+    "write_snapshot",
+]
 
 SCHEMA_VERSION = 1
 SAMPLE_BUDGET = 8 * 2**20
 """Bytes of row samples a file may carry; beyond it samples are thinned (quantiles stay exact)."""
+
+_END_RECORD = 22
+"""Bytes of the record that closes a zip file, before its comment."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -112,27 +123,52 @@ def parse(content: bytes, name: str = "the received snapshot") -> Snapshot:
     Raises:
         LoadError: The bytes are damaged, of another kind or of a newer version.
     """
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            manifest = json.loads(bytes(archive["manifest"]).decode())
-            _check(manifest, name)
-            flat = {key: archive[key] for key in archive.files if key != "manifest"}
+    remedy = "give a snapshot.npz written by shiftscope analyze, ss.Snapshot.save or ss.watch"
+    with opened(content, f"{name!r} is not a readable shiftscope snapshot", remedy) as archive:
+        manifest = json.loads(bytes(archive["manifest"]).decode())
+        _check(manifest, name)
+        flat = {key: archive[key] for key in archive.files if key != "manifest"}
         return _assemble(manifest, flat)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        EOFError,
-        zlib.error,
-    ) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise LoadError(
-            f"{name!r} is not a readable shiftscope snapshot ({reason})",
-            "give a snapshot.npz written by shiftscope analyze, ss.Snapshot.save or ss.watch",
-        ) from error
+
+
+@contextmanager
+def opened(content: bytes, reason: str, remedy: str) -> Iterator[Any]:
+    """The arrays of an archive, whose every flaw is a fault of the file.
+
+    Args:
+        content: The bytes of the file.
+        reason: What to say where it cannot be read; the cause follows in brackets.
+        remedy: What to do about it.
+
+    Yields:
+        The opened ``.npz``, which is read inside.
+
+    Raises:
+        LoadError: The bytes are no whole archive, or reading it raised.
+    """
+    try:
+        _check_whole(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            yield archive
+    except LoadError:
+        raise
+    # Whatever a foreign file makes the readers raise (zlib, struct, an array of 2**60 numbers, ...)
+    except Exception as error:
+        words = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise LoadError(f"{reason} ({words})", remedy) from error
+
+
+def _check_whole(content: bytes) -> None:
+    """Refuse a part of an archive, and one with something before or behind it.
+
+    A directory is looked for from the end of the file, and offsets are corrected by where it is
+    found: what remains of a trace that was cut off would be read as the last whole snapshot in it.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        first = min((member.header_offset for member in archive.infolist()), default=0)
+        end = len(content) - len(archive.comment) - _END_RECORD
+    if first or content[end : end + 4] != b"PK\5\6":
+        raise ValueError("the file is cut off, or something was added to it")
 
 
 def _check(manifest: Mapping[str, Any], name: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -242,30 +241,24 @@ class Trace:
     @classmethod
     def parse(cls, content: bytes, name: str) -> Trace:
         """The trace in the bytes of a file; nothing in them is executed."""
-        from shiftscope.archive import parse
+        from shiftscope.archive import opened, parse
 
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                manifest = json.loads(bytes(archive["manifest"]).decode())
-                if manifest.get("format") != "shiftscope-trace":
-                    raise ValueError("its manifest is of another kind")
-                if int(manifest["schema_version"]) > _VERSION:
-                    raise LoadError(
-                        f"{name!r} has trace schema {manifest['schema_version']}, this version "
-                        f"reads up to {_VERSION}",
-                        "update shiftscope",
-                    )
-                made = cls(limit=max(4, int(manifest["limit"])))
-                for k, (first, last, phase) in enumerate(manifest["windows"]):
-                    snapshot = parse(bytes(archive[f"window_{k}"]), name)
-                    made.windows.append(Window(int(first), int(last), str(phase), snapshot))
-                return made
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise LoadError(
-                f"{name!r} is not a readable shiftscope trace ({reason})",
-                "give a file written by Trace.save",
-            ) from error
+        reason = f"{name!r} is not a readable shiftscope trace"
+        with opened(content, reason, "give a file written by Trace.save") as archive:
+            manifest = json.loads(bytes(archive["manifest"]).decode())
+            if manifest.get("format") != "shiftscope-trace":
+                raise ValueError("its manifest is of another kind")
+            if int(manifest["schema_version"]) > _VERSION:
+                raise LoadError(
+                    f"{name!r} has trace schema {manifest['schema_version']}, this version "
+                    f"reads up to {_VERSION}",
+                    "update shiftscope",
+                )
+            made = cls(limit=max(4, int(manifest["limit"])))
+            for k, (first, last, phase) in enumerate(manifest["windows"]):
+                snapshot = parse(bytes(archive[f"window_{k}"]), name)
+                made.windows.append(Window(int(first), int(last), str(phase), snapshot))
+            return made
 
     def __iter__(self) -> Iterator[Window]:
         """The windows in order."""

@@ -108,6 +108,30 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
             ss.load(tmp_path / "cut.npz")
 
 
+def test_nothing_stands_before_or_behind_a_snapshot(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    snapshot(100).save(path)
+    content = path.read_bytes()
+    for changed in (b"junk" + content, content + b"junk", content + content):
+        path.write_bytes(changed)
+        with pytest.raises(ss.LoadError, match="cut off, or something was added"):
+            ss.load(path)
+
+
+def test_flipped_bytes_are_refused_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    whole = snapshot(100)
+    whole.save(path)
+    content, refused = path.read_bytes(), 0
+    for place in np.linspace(0, len(content) - 1, 200).astype(int):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+        try:
+            pd.testing.assert_frame_equal(ss.load(path).sites, whole.sites)
+        except ss.LoadError:
+            refused += 1
+    assert refused > 100
+
+
 def test_a_newer_schema_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "SCHEMA_VERSION", 99)
     snapshot(100).save(tmp_path / "run.npz")
