@@ -139,12 +139,12 @@ def test_the_model_and_the_backward_pass_are_blamed_for_theirs(verb: Any) -> Non
     def refusing(output: Tensor, target: Tensor) -> Tensor:
         return LOSS(Refusing.apply(output), target)
 
-    with pytest.raises(ss.MeasureError, match="^the backward pass raised ArithmeticError"):
+    with pytest.raises(ss.MeasureError, match=r"^the backward pass raised ArithmeticError"):
         verb(nn.Linear(4, 3), [(LEFT, TARGET)], refusing)
 
 
 def test_an_optimizer_that_cannot_step_is_blamed() -> None:
     model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
     data = [(torch.randint(5, (8, 2)), TARGET)]
-    with pytest.raises(ss.MeasureError, match="^the optimizer raised .* in update 1 of the trial"):
+    with pytest.raises(ss.MeasureError, match=r"^the optimizer raised .* in update 1 of the trial"):
         ss.trial(model, data, LOSS, torch.optim.Adam(model.parameters()))
