@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: scikit-learn is not installed, or the folder cannot be written.
     """
     results.check_place(arguments.out)
-    with progress(arguments.quiet) as update:
+    with progress(arguments.quiet) as update, results.naming("--out"):
         from .demonstration import FULL, QUICK, demonstrate
 
         size = QUICK if arguments.quick else FULL

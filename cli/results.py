@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
     from shiftscope.trace import Trace
 
-__all__ = ["check_place", "tell", "write"]
+__all__ = ["check_place", "naming", "tell", "write"]
 
 
 def check_place(out: str) -> None:
@@ -42,6 +43,24 @@ def check_place(out: str) -> None:
         raise UsageError(f"cannot write the report to {out!r}: {str(place)!r} is read-only", remedy)
 
 
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Name the option that gave a place, where it turns out that it cannot be written.
+
+    Args:
+        option: Such as ``--out``.
+
+    Raises:
+        UsageError: The place cannot be written.
+    """
+    from shiftscope.files import PlaceError
+
+    try:
+        yield
+    except PlaceError as error:
+        raise UsageError(error.reason, f"{error.remedy}, by {option}") from error
+
+
 def write(
     measured: Snapshot | Trace,
     arguments: argparse.Namespace,
@@ -62,7 +81,8 @@ def write(
     update("diagnosing", 0, 0)
     findings: Sequence[Finding] = shiftscope.diagnose(measured)
     update("writing the report", 0, 0)
-    shiftscope.report(measured, arguments.out, formats=arguments.format, findings=findings)
+    with naming("--out"):
+        shiftscope.report(measured, arguments.out, formats=arguments.format, findings=findings)
     return findings
 
 

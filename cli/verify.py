@@ -149,7 +149,8 @@ def _write(outcomes: Sequence[Verification], arguments: argparse.Namespace) -> N
     """Page, document and figures; the drawing libraries are loaded here and not before."""
     from shiftscope.reporting.verification import write_verification
 
-    write_verification(outcomes, arguments.out, arguments.format)
+    with results.naming("--out"):
+        write_verification(outcomes, arguments.out, arguments.format)
 
 
 def _table(outcomes: Sequence[Verification]) -> Table:
