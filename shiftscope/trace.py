@@ -64,6 +64,9 @@ class Trace:
         windows: The windows.
         limit: Windows to hold at most; beyond it older neighbours are merged.
 
+    Attributes:
+        missed: Phase to ``(reason, remedy)`` where its latest window had no site to be kept.
+
     Raises:
         UsageError: The limit is below 4.
     """
@@ -73,6 +76,7 @@ class Trace:
             raise UsageError(f"a trace of at most {limit} windows is too short", "give 4 or more")
         self.limit = int(limit)
         self.windows: list[Window] = []
+        self.missed: dict[str, tuple[str, str]] = {}
         for window in windows:
             self.append(window)
 
@@ -132,6 +136,8 @@ class Trace:
             for window in reversed(self.windows):
                 if phase in (None, window.phase):
                     return window.snapshot
+        for reason, remedy in self.missed.values():
+            raise UsageError(f"the trace holds no window: {reason}", remedy)
         raise UsageError(
             "the trace holds no window: no step was recorded yet",
             "train on, give every=N for a fixed schedule, or take probe.snapshot()",

@@ -103,8 +103,7 @@ def whole(name: str, value: Any, least: int, remedy: str) -> int:
     Raises:
         UsageError: It is no such number.
     """
-    known = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not known:
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise UsageError(f"{name} must be a whole number, got {shown(value)}", remedy)
     if int(value) < least:
         raise UsageError(f"{name} must be at least {least}, got {value}", remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from shiftscope.capture import distributed
+from shiftscope.capture.belonging import kept, nothing_since, patterns_of, resumed
 from shiftscope.capture.boundary_moves import BoundaryTracker
 from shiftscope.capture.conditions import check, described, is_capturing, sample_budget
 from shiftscope.capture.coverage import coverage, missing
@@ -22,8 +24,8 @@ from shiftscope.capture.recorder import Settings
 from shiftscope.capture.schedule import Schedule
 from shiftscope.capture.sites import unwrapped
 from shiftscope.capture.stance import Eager
-from shiftscope.capture.windows import OpenWindow, main_phase, matching, optimizer_of, since
-from shiftscope.errors import MeasureError, UsageError
+from shiftscope.capture.windows import OpenWindow, main_phase, optimizer_of, since
+from shiftscope.errors import UsageError
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace, Window
 
@@ -44,7 +46,7 @@ def watch(
     *,
     window: int | None = None,
     seed: int = 0,
-    resume: Trace | None = None,
+    resume: Trace | str | os.PathLike[str] | None = None,
     boundaries: str | Iterable[str] | None = None,
 ) -> Probe:
     """Watch a training run: means, variances and gains at every site, over time.
@@ -62,7 +64,7 @@ def watch(
         scaler: The ``GradScaler``, for true gradients; overflow steps are left out.
         window: Recorded steps in one window of the trace; None chooses.
         seed: Seed of the row sample.
-        resume: The trace of an earlier part of this run; steps go on where it ended.
+        resume: The trace of an earlier part of this run, or its file; steps go on where it ended.
         boundaries: Pattern or patterns of the layers whose activation boundaries are followed
             over each recorded step (``probe.boundaries``); None for none.
 
@@ -70,7 +72,7 @@ def watch(
         The probe: a context manager, or a plain object to be detached.
 
     Raises:
-        UsageError: An argument has no meaning.
+        UsageError: An argument has no meaning, or belongs to another model.
 
     Example:
         >>> import torch, shiftscope as ss
@@ -121,18 +123,18 @@ class Probe:
         *,
         window: int | None = None,
         seed: int = 0,
-        resume: Trace | None = None,
+        resume: Trace | str | os.PathLike[str] | None = None,
         boundaries: str | Iterable[str] | None = None,
     ) -> None:
         check(model, optimizer, rows, scaler, window)
         inner = unwrapped(model)
-        self.trace = Trace() if resume is None else resume
+        self.trace = resumed(resume, inner)
         self.overflows = 0
         self.boundaries = None if boundaries is None else BoundaryTracker(inner, boundaries)
         self._schedule = Schedule(every, budget, self.trace.next_step)
         self._span = window or (max(1, _SPAN // every) if every else 1)
         self._settings = Settings(rows, seed, distributed.rank(), sample_budget(inner))
-        self._patterns = (sites,) if isinstance(sites, str) else tuple(sites)
+        self._patterns = patterns_of(sites, inner)
         self._model = weakref.ref(inner)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._scaling: Any = None
@@ -326,10 +328,7 @@ class Probe:
             mine = since(self.trace, chosen, self._reported)
         merged = distributed.merge_over_ranks(mine)
         if not merged.records:
-            raise MeasureError(
-                f"no step of phase {chosen!r} was recorded since the last snapshot",
-                "train on, or give every=1; validation is recorded inside probe.record()",
-            )
+            raise nothing_since(self.trace, chosen)
         return merged
 
     def detach(self) -> None:
@@ -382,7 +381,7 @@ class Probe:
         if not window.steps or recorder is None or attachment is None:
             return
         records = recorder.records(backward=phase == "train")
-        shown = matching(records, self._patterns)
+        shown = kept(records, self._patterns, phase, self.trace, self._schedule.start)
         if shown:
             snapshot = Snapshot(
                 records=shown,
