@@ -29,6 +29,7 @@ from shiftscope.snapshot import Snapshot
 __all__ = [
     "SAMPLE_BUDGET",
     "SCHEMA_VERSION",
+    "content_of",
     "dump",
     "opened",
     "parse",
@@ -73,13 +74,25 @@ def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
     Raises:
         LoadError: The file is missing, damaged, of another kind or of a newer version.
     """
-    name = str(path)
+    return parse(content_of(path, "give the path of a snapshot.npz"), str(path))
+
+
+def content_of(path: Any, remedy: str) -> bytes:
+    """The bytes of a file.
+
+    Args:
+        path: The file.
+        remedy: What to do where it cannot be read.
+
+    Raises:
+        LoadError: There is none, or it cannot be read.
+    """
     try:
-        content = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
-        reason = f"cannot read {name!r}: {error.strerror or error}"
-        raise LoadError(reason, "give the path of a snapshot.npz") from error
-    return parse(content, name)
+        raise LoadError(f"cannot read {str(path)!r}: {error.strerror or error}", remedy) from error
+    except (TypeError, ValueError) as error:  # no path at all, or one with a null character
+        raise LoadError(f"{path!r:.60} is no name of a file", remedy) from error
 
 
 def dump(snapshot: Snapshot, *, thin: bool = True) -> bytes:

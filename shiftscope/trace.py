@@ -236,13 +236,9 @@ class Trace:
         Raises:
             LoadError: The file is missing, damaged, of another kind or of a newer version.
         """
-        name = str(path)
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            reason = f"cannot read {name!r}: {error.strerror or error}"
-            raise LoadError(reason, "give the path of a saved trace") from error
-        return cls.parse(content, name)
+        from shiftscope.archive import content_of
+
+        return cls.parse(content_of(path, "give the path of a saved trace"), str(path))
 
     @classmethod
     def parse(cls, content: bytes, name: str) -> Trace:

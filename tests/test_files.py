@@ -39,3 +39,11 @@ def test_python_is_told_of_no_options(snapshot: ss.Snapshot, tmp_path: Path) -> 
         with pytest.raises(ss.UsageError) as caught:
             write(below)
         assert "--" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", [3, None, "a\0b", "", "x" * 300])
+@pytest.mark.parametrize("read", [ss.load, Trace.load])
+def test_a_file_that_is_none_is_not_read(read: Callable[..., Any], path: Any) -> None:
+    with pytest.raises(ss.LoadError) as caught:
+        read(path)
+    assert caught.value.remedy

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,12 @@ from shiftscope.capture.arguments import (
     check_loss,
     check_model,
     device_named,
+    entries,
     precision_of,
     whole,
 )
 from shiftscope.capture.batches import Batch, Score, as_batch, blaming, loss_of
+from shiftscope.capture.belonging import no_match, patterns_of
 from shiftscope.capture.coverage import coverage, forward_flops, missing
 from shiftscope.capture.graph import reaches
 from shiftscope.capture.pictures import pictures
@@ -31,6 +32,7 @@ from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
 from shiftscope.capture.sites import unwrapped
+from shiftscope.capture.windows import matching
 from shiftscope.errors import DataError, MeasureError, UsageError
 from shiftscope.snapshot import Snapshot
 
@@ -95,12 +97,14 @@ def analyze(
         batches = whole("batches", batches, 1, "leave it out to use all data")
     rows = whole("rows", rows, 2, "use the default of 1024")
     precision, place = precision_of(dtype), device_named(device)
+    chosen, given = patterns_of(sites, unwrapped(model)), entries("manifest", manifest)
+    told = entries("inputs", inputs)
     job = _Job(_placed(unwrapped(model), precision, place), loss_fn, precision, rows, seed)
     if distributed.world_size() == 1:
         snapshot = job.run(data, batches, progress)
     else:
         snapshot = _on_all_ranks(job, data, batches, progress)
-    return _described(_selected(snapshot, sites), inputs, manifest)
+    return _described(_selected(snapshot, chosen), told, given)
 
 
 class _Job:
@@ -238,18 +242,12 @@ def _eagerly() -> Any:
     return torch.compiler.set_stance("force_eager")
 
 
-def _selected(snapshot: Snapshot, sites: str | Iterable[str]) -> Snapshot:
-    patterns = [sites] if isinstance(sites, str) else list(sites)
+def _selected(snapshot: Snapshot, patterns: Sequence[str]) -> Snapshot:
     if "*" in patterns:
         return snapshot
-    keep = {
-        name: record
-        for name, record in snapshot.records.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    }
+    keep = matching(snapshot.records, patterns)
     if not keep:
-        known = ", ".join(list(snapshot.records)[:5])
-        raise UsageError(f"no site matches {patterns}", f"sites are named like: {known}")
+        raise UsageError(*no_match(patterns, snapshot.records))
     return Snapshot(
         keep,
         snapshot.gaps,

@@ -17,6 +17,8 @@ __all__ = [
     "check_loss",
     "check_model",
     "device_named",
+    "entries",
+    "patterns",
     "positive",
     "precision_of",
     "shown",
@@ -128,6 +130,46 @@ def positive(name: str, value: Any, remedy: str) -> float:
     if known and 0 < float(value) < math.inf:
         return float(value)
     raise UsageError(f"{name} must be a positive number, got {shown(value)}", remedy)
+
+
+def patterns(name: str, value: Any) -> tuple[str, ...]:
+    """Patterns of names, of which there may be one.
+
+    Args:
+        name: What the argument is called.
+        value: What was given for it: a pattern, or several.
+
+    Returns:
+        The patterns.
+
+    Raises:
+        UsageError: It is none.
+    """
+    remedy = "give a pattern such as 'encoder.*', or a list of them"
+    if not isinstance(value, str | Iterable):
+        raise UsageError(f"{name} is {shown(value)}, expected patterns of names", remedy)
+    found = (value,) if isinstance(value, str) else tuple(value)
+    if not found or not all(isinstance(pattern, str) for pattern in found):
+        raise UsageError(f"{name} is {found!r:.60}, expected patterns of names", remedy)
+    return found
+
+
+def entries(name: str, value: Any) -> dict[str, Any]:
+    """Entries of a mapping, none where it was left out.
+
+    Args:
+        name: What the argument is called.
+        value: What was given for it.
+
+    Returns:
+        A new dictionary.
+
+    Raises:
+        UsageError: It is no mapping.
+    """
+    if value is None or isinstance(value, Mapping):
+        return dict(value or {})
+    raise UsageError(f"{name} is {shown(value)}, expected a mapping", "give a dictionary")
 
 
 def shown(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shiftscope.capture.arguments import shown
+from shiftscope.capture.arguments import patterns, shown
 from shiftscope.capture.sites import clean_path
 from shiftscope.capture.windows import matching, optimizer_of
 from shiftscope.errors import MeasureError, UsageError
@@ -21,7 +21,7 @@ from shiftscope.record import SiteInfo, SiteRecord
 from shiftscope.snapshot import load
 from shiftscope.trace import Trace
 
-__all__ = ["check_optimizer", "kept", "nothing_since", "patterns_of", "resumed"]
+__all__ = ["check_optimizer", "kept", "no_match", "nothing_since", "patterns_of", "resumed"]
 
 _NOTHING_SEEN = (
     "no linear map and no activation was seen in the steps that were recorded",
@@ -80,17 +80,12 @@ def patterns_of(sites: Any, model: nn.Module) -> tuple[str, ...]:
     Raises:
         UsageError: They are no patterns, or begin as no module of the model does.
     """
-    remedy = "give a pattern such as 'encoder.*', or a list of them"
-    if not isinstance(sites, str | Iterable):
-        raise UsageError(f"sites is {shown(sites)}, expected names of sites", remedy)
-    patterns = (sites,) if isinstance(sites, str) else tuple(sites)
-    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise UsageError(f"sites is {patterns!r:.60}, expected names of sites", remedy)
+    chosen = patterns("sites", sites)
     paths = [clean_path(name) for name, _ in model.named_modules()]
     leaf = len(paths) == 1  # alone, it may name its site after the op
-    if not leaf and not any(_may_match(pattern, path) for pattern in patterns for path in paths):
-        raise UsageError(*_no_match(patterns, [path for path in paths if path]))
-    return patterns
+    if not leaf and not any(_may_match(pattern, path) for pattern in chosen for path in paths):
+        raise UsageError(*no_match(chosen, [path for path in paths if path]))
+    return chosen
 
 
 def _may_match(pattern: str, path: str) -> bool:
@@ -101,8 +96,9 @@ def _may_match(pattern: str, path: str) -> bool:
     return literal.startswith(path) and re.match(r":|\.\d+", literal[len(path) :]) is not None
 
 
-def _no_match(patterns: Sequence[str], names: Iterable[str]) -> tuple[str, str]:
-    return f"no site matches {list(patterns)}", f"sites are named like: {_some(names)}"
+def no_match(wanted: Sequence[str], names: Iterable[str]) -> tuple[str, str]:
+    """What to say, and what to do, where no name matches a pattern."""
+    return f"no site matches {list(wanted)}", f"sites are named like: {_some(names)}"
 
 
 def _some(names: Iterable[str]) -> str:
@@ -143,13 +139,13 @@ def _check_modules(infos: Sequence[SiteInfo], model: nn.Module) -> None:
 
 
 def kept(
-    records: Mapping[str, SiteRecord], patterns: Sequence[str], phase: str, trace: Trace, start: int
+    records: Mapping[str, SiteRecord], wanted: Sequence[str], phase: str, trace: Trace, start: int
 ) -> dict[str, SiteRecord]:
     """The records of a window that its trace keeps.
 
     Args:
         records: All records of the window.
-        patterns: Those of ``sites=``.
+        wanted: The patterns of ``sites=``.
         phase: The phase of the window.
         trace: Where it goes; remembers a window of which nothing is kept, and why.
         start: Number of the first step of this run.
@@ -164,10 +160,10 @@ def kept(
             raise UsageError(*_strangers(earlier, records))
         for name in earlier.keys() & records.keys():
             _check_width(name, earlier[name].info.neurons, records[name].info.neurons)
-    found = matching(records, patterns)
+    found = matching(records, wanted)
     trace.missed.pop(phase, None)
     if not found:
-        trace.missed[phase] = _no_match(patterns, records) if records else _NOTHING_SEEN
+        trace.missed[phase] = no_match(wanted, records) if records else _NOTHING_SEEN
     return found
 
 

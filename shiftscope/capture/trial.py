@@ -25,6 +25,7 @@ from shiftscope.capture.arguments import (
     check_loss,
     check_model,
     device_named,
+    entries,
     positive,
     precision_of,
     shown,
@@ -138,7 +139,7 @@ def trial(
         keep.enter_context(torch.compiler.set_stance("force_eager"))
         run = _Run(model, loss_fn, optimizer, options)
         run.settings = Settings(rows, seed, sample_budget=_budget(model, steps))
-        run.described = dict(manifest or {}), dict(inputs or {})
+        run.described = entries("manifest", manifest), entries("inputs", inputs)
         trace = Trace.of(run.windows(data, steps, progress))
     return _shortened(trace, run.ran_out, steps) if run.ran_out else trace
 

@@ -55,6 +55,8 @@ def hooks_left(model: nn.Module) -> int:
         ({"sites": []}, r"sites is \(\)"),
         ({"sites": [3]}, r"sites is \(3,\)"),
         ({"resume": 3}, "resume is 3"),
+        ({"seed": "x"}, "seed must be a whole number"),
+        ({"boundaries": 3}, "sites is 3"),
     ],
 )
 def test_arguments_without_a_meaning_are_refused(options: dict[str, Any], says: str) -> None:
@@ -160,9 +162,10 @@ def test_several_processes_are_not_judged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sites", ["nope*", ["nope", "3"], "0x", "0.x", "20:relu"])
 def test_patterns_that_can_match_nothing_are_refused_at_once(sites: Any) -> None:
-    with pytest.raises(ss.UsageError, match="no site matches") as caught:
-        ss.watch(network(), sites=sites)
-    assert caught.value.remedy == "sites are named like: 0, 1, 2"
+    for use in (ss.watch, lambda model, **options: ss.analyze(model, [], **options)):
+        with pytest.raises(ss.UsageError, match="no site matches") as caught:
+            use(network(), sites=sites)
+        assert caught.value.remedy == "sites are named like: 0, 1, 2"
 
 
 class Functional(nn.Module):
