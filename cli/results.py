@@ -22,25 +22,27 @@ if TYPE_CHECKING:
 __all__ = ["check_place", "naming", "tell", "write"]
 
 
-def check_place(out: str) -> None:
+def check_place(out: str, option: str = "--out", what: str = "the report") -> None:
     """Refuse a folder that cannot be written before anything is measured.
 
     Args:
-        out: The folder of the report; it need not exist yet.
+        out: The folder; it need not exist yet.
+        option: The option that names it.
+        what: What is to be written there.
 
     Raises:
         UsageError: A file is in the way, or a parent folder may not be written.
     """
-    remedy = "give another folder by --out"
+    remedy = f"give another folder by {option}"
     if not out or "\0" in out:
         raise UsageError(f"{out!r} is no name of a folder", remedy)
     place = Path(out).absolute()
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
-        raise UsageError(f"cannot write the report to {out!r}: {str(place)!r} is no folder", remedy)
+        raise UsageError(f"cannot write {what} to {out!r}: {str(place)!r} is no folder", remedy)
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write the report to {out!r}: {str(place)!r} is read-only", remedy)
+        raise UsageError(f"cannot write {what} to {out!r}: {str(place)!r} is read-only", remedy)
 
 
 @contextmanager

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 SAMPLES = 100_000
+_MOST = 99
+"""Propositions a range may name: what is beyond is a slip of the finger."""
 EPILOG = """\
 Each claim is compared with a Monte Carlo estimate under its assumptions, and so
 are negative controls, which must fail, and the paper's errata, as printed and
@@ -81,6 +83,8 @@ def propositions(text: str) -> tuple[int | str, ...]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         low, dash, high = item.partition("-")
         if low.isdecimal() and (not dash or high.isdecimal()):
+            if int(high or low) - int(low) > _MOST:
+                raise argparse.ArgumentTypeError(f"expected a list such as 1-6, got {text!r:.60}")
             chosen += range(int(low), int(high or low) + 1)
         else:
             chosen.append(item)

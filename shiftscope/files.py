@@ -117,6 +117,7 @@ def strict_json(value: Any, *, indent: int | None = None) -> str:
 
 def _move_files(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
+    _check_ways(source, target)
     for item in sorted(source.rglob("*")):
         place = target / item.relative_to(source)
         if item.is_dir():
@@ -126,6 +127,15 @@ def _move_files(source: Path, target: Path) -> None:
             os.fsync(file.fileno())
         _adopt_mode(item)
         item.replace(place)
+
+
+def _check_ways(source: Path, target: Path) -> None:
+    """Tell what is in the way of any file before the first one is moved."""
+    for item in source.rglob("*"):
+        place = target / item.relative_to(source)
+        if place.exists() and place.is_dir() != item.is_dir():
+            kind = "folder" if place.is_dir() else "file"
+            raise FileExistsError(17, f"a {kind} is in the way at {str(place)!r}", str(place))
 
 
 def _adopt_mode(path: Path) -> None:

@@ -90,7 +90,7 @@ def check_loss(loss_fn: Any) -> None:
         )
 
 
-def whole(name: str, value: Any, least: int, remedy: str) -> int:
+def whole(name: str, value: Any, least: int, remedy: str, most: int | None = None) -> int:
     """A whole number, from the least that has a meaning on.
 
     Args:
@@ -98,6 +98,7 @@ def whole(name: str, value: Any, least: int, remedy: str) -> int:
         value: What was given for it.
         least: The smallest value that has a meaning.
         remedy: What to do about another one.
+        most: The largest value that has a meaning; None for no end.
 
     Returns:
         The number.
@@ -109,6 +110,8 @@ def whole(name: str, value: Any, least: int, remedy: str) -> int:
         raise UsageError(f"{name} must be a whole number, got {shown(value)}", remedy)
     if int(value) < least:
         raise UsageError(f"{name} must be at least {least}, got {value}", remedy)
+    if most is not None and int(value) > most:
+        raise UsageError(f"{name} must be at most {most}, got {value}", remedy)
     return int(value)
 
 

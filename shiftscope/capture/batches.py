@@ -22,7 +22,7 @@ _TOLD = 8
 """Inputs of a batch that an error names."""
 _REMEDIES = {
     "the model": "check that the data have the shape, type and range the model was trained on",
-    "the loss": "check that loss_fn takes (output, target), and that the target has the shape, "
+    "the loss": "check that it takes (output, target), and that the target has the shape, "
     "type and range it expects",
     "the backward pass": "check that the model and the loss can be trained on such a batch",
     "the optimizer": "check that it can train this model, and its settings",

@@ -52,7 +52,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse a seed that is none."""
-        whole("seed", self.seed, -(2**63), "leave it at 0")
+        whole("seed", self.seed, -(2**63), "leave it at 0", most=2**63 - 1)
 
 
 @dataclass(eq=False)

@@ -118,7 +118,7 @@ def test_the_loss_is_blamed_for_what_it_raises(
 ) -> None:
     with pytest.raises(ss.MeasureError, match=says) as caught:
         verb(nn.Linear(4, 3), [(LEFT, target)], loss)
-    assert "loss_fn" in caught.value.remedy
+    assert "(output, target)" in caught.value.remedy
 
 
 class Refusing(torch.autograd.Function):
