@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shiftscope.columns import QUANTILES
 from shiftscope.errors import LoadError
 from shiftscope.files import atomic_file, strict
 from shiftscope.record import SiteRecord, Stream
@@ -43,6 +44,12 @@ SAMPLE_BUDGET = 8 * 2**20
 
 _END_RECORD = 22
 """Bytes of the record that closes a zip file, before its comment."""
+
+_INFO: dict[str, type] = {"site": str, "kind": str, "op": str, "module": str, "params": dict}
+_INFO |= {"neurons": int, "fan_in": int, "order": int, "elementwise": bool}
+_SCALARS = ("moments.eps", "sample.size", "sample.seed", "sample.seen", "rows", "xi", "eta_map")
+_WHOLE = (*(f"counts.{name}" for name in ("count", "active", "saturated", "nonfinite")), "rows")
+_WHOLE += ("moments.count", "sample.priority", "sample.size", "sample.seed", "sample.seen", "group")
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -88,6 +95,8 @@ def content_of(path: Any, remedy: str) -> bytes:
         LoadError: There is none, or it cannot be read.
     """
     try:
+        if Path(path).is_char_device():  # some of them never end
+            raise LoadError(f"{str(path)!r} is a device, no file", remedy)
         return Path(path).read_bytes()
     except OSError as error:
         raise LoadError(f"cannot read {str(path)!r}: {error.strerror or error}", remedy) from error
@@ -242,11 +251,14 @@ def _assemble(manifest: Mapping[str, Any], flat: Arrays) -> Snapshot:
         arrays = {
             key.split("|")[0]: _take(flat, cursors, key, shape) for key, shape in shapes.items()
         }
+        _vet(meta["info"], arrays)
         quantiles[meta["info"]["site"]] = _pop_part(arrays, "quantiles/")
         if picture := _pop_part(arrays, "picture/"):
             pictures[meta["info"]["site"]] = picture
         record = SiteRecord.from_parts(meta, arrays)
         records[record.info.site] = record
+    if not all(isinstance(manifest[key], dict) for key in ("manifest", "coverage", "inputs")):
+        raise ValueError("its description is no mapping")
     return Snapshot(
         records=records,
         gaps=tuple((str(module), str(reason)) for module, reason in manifest["gaps"]),
@@ -256,6 +268,43 @@ def _assemble(manifest: Mapping[str, Any], flat: Arrays) -> Snapshot:
         pictures=pictures,
         kept_quantiles=quantiles,
     )
+
+
+def _vet(info: Mapping[str, Any], arrays: Arrays) -> None:
+    """Refuse a site whose parts do not go together, before a table or a figure meets them."""
+    for name, kind in _INFO.items():
+        if type(info[name]) is not kind:
+            raise ValueError(f"{name!r} of a site is {info[name]!r:.40}")
+    for key, array in arrays.items():
+        part, name = key.split("/", 1)
+        kinds = "iu" if name in _WHOLE else "fiu"
+        if array.dtype.kind not in kinds or not _fits(part, name, info["neurons"], arrays):
+            raise ValueError(f"array {key!r} of site {info['site']!r} does not fit the others")
+        if name.startswith("counts.") and np.any(array < 0):
+            raise ValueError(f"array {key!r} of site {info['site']!r} counts less than nothing")
+    groups, mu = arrays.get("weights/group"), arrays.get("weights/mu")
+    if groups is None or mu is None or not mu.size:
+        return
+    if np.any(groups < 0) or np.any(groups >= len(mu)):
+        raise ValueError(f"the groups of site {info['site']!r} do not fit its inputs")
+
+
+def _fits(part: str, name: str, neurons: int, arrays: Arrays) -> bool:
+    """Whether an array of a site has the shape that its name and the others ask for."""
+    array = arrays[f"{part}/{name}"]
+    if part == "picture":
+        return True
+    if name == "mu" or name in _SCALARS:
+        return array.ndim == (2 if name == "mu" else 0)
+    stream = name if part == "quantiles" else part
+    own = stream in ("z", "grad_z", "weights")
+    width = neurons if own else arrays[f"{stream}/moments.mean"].size
+    if part == "quantiles":
+        return array.shape == (len(QUANTILES), width)
+    if not name.startswith("sample."):
+        return array.shape == (width,)
+    rows = len(arrays[f"{part}/sample.priority"])
+    return array.shape == ((rows, width) if name == "sample.rows" else (rows,))
 
 
 def _take(flat: Arrays, cursors: dict[str, int], key: str, shape: list[int]) -> npt.NDArray[Any]:
