@@ -117,7 +117,8 @@ def _write(comparison: Any, arguments: argparse.Namespace) -> None:
     """Page, document and figure; the drawing libraries are loaded here and not before."""
     from shiftscope.reporting.comparison import write_comparison
 
-    write_comparison(comparison, arguments.out, arguments.format)
+    with results.naming("--out"):
+        write_comparison(comparison, arguments.out, arguments.format)
 
 
 def _tell(comparison: Any, arguments: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
         default=FOLDER,
         help=f"folder of checkpoints and reports (default: {FOLDER})",
     )
-    parser.add_argument("--seed", metavar="N", type=options.count(0), default=0, help="default: 0")
+    parser.add_argument("--seed", metavar="N", type=options.seed, default=0, help="default: 0")
     parser.add_argument("--quick", action="store_true", help="a smaller network, a few seconds")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.set_defaults(run=run)
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: scikit-learn is not installed, or the folder cannot be written.
     """
     results.check_place(arguments.out)
-    with progress(arguments.quiet) as update:
+    with progress(arguments.quiet) as update, results.naming("--out"):
         from .demonstration import FULL, QUICK, demonstrate
 
         size = QUICK if arguments.quick else FULL

@@ -120,7 +120,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if not arguments.dry_run:
         _check_out(arguments)
     if arguments.report is not None:
-        results.check_place(arguments.report)
+        results.check_place(arguments.report, "--report")
 
 
 def _check_out(arguments: argparse.Namespace) -> None:
@@ -136,4 +136,4 @@ def _check_out(arguments: argparse.Namespace) -> None:
         raise UsageError(
             "--out names the checkpoint itself, which is left as it is", "name another file"
         )
-    results.check_place(str(out.parent))
+    results.check_place(str(out.parent), what="the weights")

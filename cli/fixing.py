@@ -25,6 +25,7 @@ from shiftscope.reporting.words import number
 
 from . import measuring
 from .prescriptions import lines, outlook, table
+from .results import naming
 from .terminal import say, show
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def fix(arguments: argparse.Namespace, update: Update) -> Callable[[], int]:
     batch = calibration(loaded.data, model)
     with untouched(model):
         fixed = _applied(item, model, batch)
-    save_state(_as_stored(fixed.state_dict(), loaded.checkpoint.state), arguments.out)
+    with naming("--out"):
+        save_state(_as_stored(fixed.state_dict(), loaded.checkpoint.state), arguments.out)
     again = _read_back(arguments, loaded)
     after = measuring.run(arguments, loaded, again, update)
     comparison = shiftscope.compare(before, after)
@@ -92,7 +94,8 @@ def fix(arguments: argparse.Namespace, update: Update) -> Callable[[], int]:
     prediction = outlook(item, after)
     if arguments.report is not None:
         update("writing the report", 0, 0)
-        write_comparison(comparison, arguments.report, arguments.format, prediction)
+        with naming("--report"):
+            write_comparison(comparison, arguments.report, arguments.format, prediction)
     return lambda: _tell(arguments, item, comparison, prediction, change)
 
 

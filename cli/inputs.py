@@ -57,4 +57,4 @@ def measuring(group: Any) -> None:
     group.add_argument("--batch-size", metavar="N", type=whole, default=256, help="default: 256")
     group.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1")
     group.add_argument("--dtype", choices=("float32", "float64"), help="measure in this precision")
-    group.add_argument("--seed", metavar="N", type=options.count(0), default=0, help="default: 0")
+    group.add_argument("--seed", metavar="N", type=options.seed, default=0, help="default: 0")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import shiftscope
+from shiftscope.capture.trial import NoLossError
 from shiftscope.capture.weights import weights_only
 from shiftscope.errors import UsageError
 from shiftscope.io import (
@@ -131,13 +132,23 @@ def attempt(arguments: argparse.Namespace, update: Update) -> Trace:
         The trace.
     """
     loaded = load(arguments, update)
+    try:
+        return _tried(arguments, loaded, update)
+    except NoLossError as error:
+        raise UsageError(
+            "--trial needs a loss to train on, and neither --loss nor the model's output gives one",
+            "name one, e.g. --loss cross_entropy, and data with labels",
+        ) from error
+
+
+def _tried(arguments: argparse.Namespace, loaded: Loaded, update: Update) -> Trace:
     trace: Trace = shiftscope.trial(
         loaded.model,
         _First(loaded.data, arguments.batches),
         loaded.loss,
         steps=arguments.trial,
         lr=arguments.lr,
-        dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+        dtype=arguments.dtype,
         device=loaded.device,
         seed=arguments.seed,
         inputs=_inputs(arguments, loaded.data),

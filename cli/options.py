@@ -17,6 +17,7 @@ __all__ = [
     "formats",
     "output",
     "positive",
+    "seed",
     "severity_rank",
 ]
 
@@ -54,6 +55,21 @@ def count(least: int) -> Callable[[str], int]:
         return value
 
     return whole_number
+
+
+def seed(text: str) -> int:
+    """A type for seeds, which torch's generators hold in 63 bits.
+
+    Args:
+        text: Such as ``0``.
+
+    Returns:
+        The seed.
+    """
+    value = count(0)(text)
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected a number below 2**63, got {text!r:.60}")
+    return value
 
 
 def positive(text: str) -> float:

@@ -11,7 +11,7 @@ from enum import IntEnum
 from shiftscope.errors import ShiftscopeError
 
 from .parser import build_parser
-from .terminal import complain, drop_stdout, survive_plain_encodings
+from .terminal import complain, drop_stdout, survive_terminals
 
 __all__ = ["Exit", "main"]
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 findings at or above ``--fail-on``, 2 bad input, 70 a defect of
         shiftscope, 130 interrupted, 141 when nobody reads the results any more.
     """
-    survive_plain_encodings()
+    survive_terminals()
     try:
         return _finish(_dispatch(argv))
     except SystemExit as stop:  # argparse, behind --help and --version

@@ -6,7 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from shiftscope.errors import UsageError
+
 __all__ = ["first", "joined", "local", "rank", "world_size"]
+
+_REMEDY = "start several processes by torchrun; unset WORLD_SIZE and RANK for one"
 
 
 def world_size() -> int:
@@ -14,8 +18,11 @@ def world_size() -> int:
 
     Returns:
         The number torchrun set, 1 without it.
+
+    Raises:
+        UsageError: The environment holds no such number.
     """
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    return _number("WORLD_SIZE", 1, 1)
 
 
 def rank() -> int:
@@ -23,8 +30,18 @@ def rank() -> int:
 
     Returns:
         0 to ``world_size() - 1``.
+
+    Raises:
+        UsageError: The environment holds no such number.
     """
-    return int(os.environ.get("RANK") or 0)
+    processes = world_size()
+    if processes == 1:  # alone, whatever number a cluster gave this process
+        return 0
+    number = _number("RANK", -1, 0)
+    if not 0 <= number < processes:
+        told = "not set" if number < 0 else str(number)
+        raise UsageError(f"WORLD_SIZE is {processes}, but RANK is {told}", _REMEDY)
+    return number
 
 
 def local() -> int:
@@ -32,8 +49,22 @@ def local() -> int:
 
     Returns:
         0 for the first one of each machine.
+
+    Raises:
+        UsageError: The environment holds no such number.
     """
-    return int(os.environ.get("LOCAL_RANK") or 0)
+    return _number("LOCAL_RANK", 0, 0)
+
+
+def _number(name: str, default: int, least: int) -> int:
+    text = os.environ.get(name) or str(default)
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least and text != str(default):
+        raise UsageError(f"the environment has {name}={text!r}, no number from {least}", _REMEDY)
+    return value
 
 
 def first() -> bool:
@@ -47,13 +78,22 @@ def first() -> bool:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Connect the processes for the time of the measurement; nothing where there is only one."""
+    """Connect the processes for the time of the measurement; nothing where there is only one.
+
+    Raises:
+        UsageError: The other processes are not to be found.
+    """
     if world_size() == 1:
         yield
         return
     import torch.distributed
 
-    torch.distributed.init_process_group("gloo")
+    try:
+        torch.distributed.init_process_group("gloo")
+    except (ValueError, RuntimeError) as error:
+        words = (str(error).splitlines() or [""])[0]
+        reason = f"the {world_size()} processes of WORLD_SIZE do not find one another: {words:.150}"
+        raise UsageError(reason, _REMEDY) from error
     try:
         yield
     finally:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,28 +19,48 @@ if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
     from shiftscope.trace import Trace
 
-__all__ = ["check_place", "tell", "write"]
+__all__ = ["check_place", "naming", "tell", "write"]
 
 
-def check_place(out: str) -> None:
+def check_place(out: str, option: str = "--out", what: str = "the report") -> None:
     """Refuse a folder that cannot be written before anything is measured.
 
     Args:
-        out: The folder of the report; it need not exist yet.
+        out: The folder; it need not exist yet.
+        option: The option that names it.
+        what: What is to be written there.
 
     Raises:
         UsageError: A file is in the way, or a parent folder may not be written.
     """
-    remedy = "give another folder by --out"
+    remedy = f"give another folder by {option}"
     if not out or "\0" in out:
         raise UsageError(f"{out!r} is no name of a folder", remedy)
     place = Path(out).absolute()
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
-        raise UsageError(f"cannot write the report to {out!r}: {str(place)!r} is no folder", remedy)
+        raise UsageError(f"cannot write {what} to {out!r}: {str(place)!r} is no folder", remedy)
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write the report to {out!r}: {str(place)!r} is read-only", remedy)
+        raise UsageError(f"cannot write {what} to {out!r}: {str(place)!r} is read-only", remedy)
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Name the option that gave a place, where it turns out that it cannot be written.
+
+    Args:
+        option: Such as ``--out``.
+
+    Raises:
+        UsageError: The place cannot be written.
+    """
+    from shiftscope.files import PlaceError
+
+    try:
+        yield
+    except PlaceError as error:
+        raise UsageError(error.reason, f"{error.remedy}, by {option}") from error
 
 
 def write(
@@ -62,7 +83,8 @@ def write(
     update("diagnosing", 0, 0)
     findings: Sequence[Finding] = shiftscope.diagnose(measured)
     update("writing the report", 0, 0)
-    shiftscope.report(measured, arguments.out, formats=arguments.format, findings=findings)
+    with naming("--out"):
+        shiftscope.report(measured, arguments.out, formats=arguments.format, findings=findings)
     return findings
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def complain(reason: str, remedy: str = "") -> None:
     lines = [f"shiftscope: {printable(reason)}"]
     if remedy:
         lines.append(f"  try: {printable(remedy)}")
-    print("\n".join(lines), file=sys.stderr)
+    _to_stderr("\n".join(lines))
 
 
 def note(message: str) -> None:
@@ -52,7 +52,12 @@ def note(message: str) -> None:
     Args:
         message: One line.
     """
-    print(printable(message), file=sys.stderr)
+    _to_stderr(printable(message))
+
+
+def _to_stderr(text: str) -> None:
+    with suppress(OSError):  # nobody can be told that nobody can be told
+        print(text, file=sys.stderr)
 
 
 def say(line: str) -> None:
@@ -110,8 +115,12 @@ def drop_stdout() -> None:
             return
 
 
-def survive_plain_encodings() -> None:
-    """Let a terminal that cannot show Greek letters show a question mark instead of failing."""
+def survive_terminals() -> None:
+    """Let a stream that cannot show Greek letters show question marks, a closed one take all."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (a device, for the whole run)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         _replace_unknown(stream)
 

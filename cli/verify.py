@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 SAMPLES = 100_000
+_MOST = 99
+"""Propositions a range may name: what is beyond is a slip of the finger."""
 EPILOG = """\
 Each claim is compared with a Monte Carlo estimate under its assumptions, and so
 are negative controls, which must fail, and the paper's errata, as printed and
@@ -81,6 +83,8 @@ def propositions(text: str) -> tuple[int | str, ...]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         low, dash, high = item.partition("-")
         if low.isdecimal() and (not dash or high.isdecimal()):
+            if int(high or low) - int(low) > _MOST:
+                raise argparse.ArgumentTypeError(f"expected a list such as 1-6, got {text!r:.60}")
             chosen += range(int(low), int(high or low) + 1)
         else:
             chosen.append(item)
@@ -149,7 +153,8 @@ def _write(outcomes: Sequence[Verification], arguments: argparse.Namespace) -> N
     """Page, document and figures; the drawing libraries are loaded here and not before."""
     from shiftscope.reporting.verification import write_verification
 
-    write_verification(outcomes, arguments.out, arguments.format)
+    with results.naming("--out"):
+        write_verification(outcomes, arguments.out, arguments.format)
 
 
 def _table(outcomes: Sequence[Verification]) -> Table:

@@ -11,8 +11,8 @@ import io
 import json
 import os
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shiftscope.columns import QUANTILES
 from shiftscope.errors import LoadError
 from shiftscope.files import atomic_file, strict
 from shiftscope.record import SiteRecord, Stream
 from shiftscope.site_table import SAMPLE_COLUMNS, site_row
 from shiftscope.snapshot import Snapshot
 
-__all__ = ["SAMPLE_BUDGET", "SCHEMA_VERSION", "dump", "parse", "read_snapshot", "write_snapshot"]
+__all__ = [
+    "SAMPLE_BUDGET",
+    "SCHEMA_VERSION",
+    "content_of",
+    "dump",
+    "opened",
+    "parse",
+    "read_snapshot",
+    "write_snapshot",
+]
 
 SCHEMA_VERSION = 1
 SAMPLE_BUDGET = 8 * 2**20
 """Bytes of row samples a file may carry; beyond it samples are thinned (quantiles stay exact)."""
+
+_END_RECORD = 22
+"""Bytes of the record that closes a zip file, before its comment."""
+
+_INFO: dict[str, type] = {"site": str, "kind": str, "op": str, "module": str, "params": dict}
+_INFO |= {"neurons": int, "fan_in": int, "order": int, "elementwise": bool}
+_SCALARS = ("moments.eps", "sample.size", "sample.seed", "sample.seen", "rows", "xi", "eta_map")
+_WHOLE = (*(f"counts.{name}" for name in ("count", "active", "saturated", "nonfinite")), "rows")
+_WHOLE += ("moments.count", "sample.priority", "sample.size", "sample.seed", "sample.seen", "group")
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -62,13 +81,27 @@ def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
     Raises:
         LoadError: The file is missing, damaged, of another kind or of a newer version.
     """
-    name = str(path)
+    return parse(content_of(path, "give the path of a snapshot.npz"), str(path))
+
+
+def content_of(path: Any, remedy: str) -> bytes:
+    """The bytes of a file.
+
+    Args:
+        path: The file.
+        remedy: What to do where it cannot be read.
+
+    Raises:
+        LoadError: There is none, or it cannot be read.
+    """
     try:
-        content = Path(path).read_bytes()
+        if Path(path).is_char_device():  # some of them never end
+            raise LoadError(f"{str(path)!r} is a device, no file", remedy)
+        return Path(path).read_bytes()
     except OSError as error:
-        reason = f"cannot read {name!r}: {error.strerror or error}"
-        raise LoadError(reason, "give the path of a snapshot.npz") from error
-    return parse(content, name)
+        raise LoadError(f"cannot read {str(path)!r}: {error.strerror or error}", remedy) from error
+    except (TypeError, ValueError) as error:  # no path at all, or one with a null character
+        raise LoadError(f"{path!r:.60} is no name of a file", remedy) from error
 
 
 def dump(snapshot: Snapshot, *, thin: bool = True) -> bytes:
@@ -112,27 +145,52 @@ def parse(content: bytes, name: str = "the received snapshot") -> Snapshot:
     Raises:
         LoadError: The bytes are damaged, of another kind or of a newer version.
     """
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            manifest = json.loads(bytes(archive["manifest"]).decode())
-            _check(manifest, name)
-            flat = {key: archive[key] for key in archive.files if key != "manifest"}
+    remedy = "give a snapshot.npz written by shiftscope analyze, ss.Snapshot.save or ss.watch"
+    with opened(content, f"{name!r} is not a readable shiftscope snapshot", remedy) as archive:
+        manifest = json.loads(bytes(archive["manifest"]).decode())
+        _check(manifest, name)
+        flat = {key: archive[key] for key in archive.files if key != "manifest"}
         return _assemble(manifest, flat)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        EOFError,
-        zlib.error,
-    ) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise LoadError(
-            f"{name!r} is not a readable shiftscope snapshot ({reason})",
-            "give a snapshot.npz written by shiftscope analyze, ss.Snapshot.save or ss.watch",
-        ) from error
+
+
+@contextmanager
+def opened(content: bytes, reason: str, remedy: str) -> Iterator[Any]:
+    """The arrays of an archive, whose every flaw is a fault of the file.
+
+    Args:
+        content: The bytes of the file.
+        reason: What to say where it cannot be read; the cause follows in brackets.
+        remedy: What to do about it.
+
+    Yields:
+        The opened ``.npz``, which is read inside.
+
+    Raises:
+        LoadError: The bytes are no whole archive, or reading it raised.
+    """
+    try:
+        _check_whole(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            yield archive
+    except LoadError:
+        raise
+    # Whatever a foreign file makes the readers raise (zlib, struct, an array of 2**60 numbers, ...)
+    except Exception as error:
+        words = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise LoadError(f"{reason} ({words})", remedy) from error
+
+
+def _check_whole(content: bytes) -> None:
+    """Refuse a part of an archive, and one with something before or behind it.
+
+    A directory is looked for from the end of the file, and offsets are corrected by where it is
+    found: what remains of a trace that was cut off would be read as the last whole snapshot in it.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        first = min((member.header_offset for member in archive.infolist()), default=0)
+        end = len(content) - len(archive.comment) - _END_RECORD
+    if first or content[end : end + 4] != b"PK\5\6":
+        raise ValueError("the file is cut off, or something was added to it")
 
 
 def _check(manifest: Mapping[str, Any], name: str) -> None:
@@ -193,11 +251,14 @@ def _assemble(manifest: Mapping[str, Any], flat: Arrays) -> Snapshot:
         arrays = {
             key.split("|")[0]: _take(flat, cursors, key, shape) for key, shape in shapes.items()
         }
+        _vet(meta["info"], arrays)
         quantiles[meta["info"]["site"]] = _pop_part(arrays, "quantiles/")
         if picture := _pop_part(arrays, "picture/"):
             pictures[meta["info"]["site"]] = picture
         record = SiteRecord.from_parts(meta, arrays)
         records[record.info.site] = record
+    if not all(isinstance(manifest[key], dict) for key in ("manifest", "coverage", "inputs")):
+        raise ValueError("its description is no mapping")
     return Snapshot(
         records=records,
         gaps=tuple((str(module), str(reason)) for module, reason in manifest["gaps"]),
@@ -207,6 +268,43 @@ def _assemble(manifest: Mapping[str, Any], flat: Arrays) -> Snapshot:
         pictures=pictures,
         kept_quantiles=quantiles,
     )
+
+
+def _vet(info: Mapping[str, Any], arrays: Arrays) -> None:
+    """Refuse a site whose parts do not go together, before a table or a figure meets them."""
+    for name, kind in _INFO.items():
+        if type(info[name]) is not kind:
+            raise ValueError(f"{name!r} of a site is {info[name]!r:.40}")
+    for key, array in arrays.items():
+        part, name = key.split("/", 1)
+        kinds = "iu" if name in _WHOLE else "fiu"
+        if array.dtype.kind not in kinds or not _fits(part, name, info["neurons"], arrays):
+            raise ValueError(f"array {key!r} of site {info['site']!r} does not fit the others")
+        if name.startswith("counts.") and np.any(array < 0):
+            raise ValueError(f"array {key!r} of site {info['site']!r} counts less than nothing")
+    groups, mu = arrays.get("weights/group"), arrays.get("weights/mu")
+    if groups is None or mu is None or not mu.size:
+        return
+    if np.any(groups < 0) or np.any(groups >= len(mu)):
+        raise ValueError(f"the groups of site {info['site']!r} do not fit its inputs")
+
+
+def _fits(part: str, name: str, neurons: int, arrays: Arrays) -> bool:
+    """Whether an array of a site has the shape that its name and the others ask for."""
+    array = arrays[f"{part}/{name}"]
+    if part == "picture":
+        return True
+    if name == "mu" or name in _SCALARS:
+        return array.ndim == (2 if name == "mu" else 0)
+    stream = name if part == "quantiles" else part
+    own = stream in ("z", "grad_z", "weights")
+    width = neurons if own else arrays[f"{stream}/moments.mean"].size
+    if part == "quantiles":
+        return array.shape == (len(QUANTILES), width)
+    if not name.startswith("sample."):
+        return array.shape == (width,)
+    rows = len(arrays[f"{part}/sample.priority"])
+    return array.shape == ((rows, width) if name == "sample.rows" else (rows,))
 
 
 def _take(flat: Arrays, cursors: dict[str, int], key: str, shape: list[int]) -> npt.NDArray[Any]:

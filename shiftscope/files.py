@@ -19,7 +19,14 @@ from typing import IO, Any
 
 from shiftscope.errors import UsageError
 
-__all__ = ["atomic_file", "atomic_folder", "strict", "strict_json"]
+__all__ = ["PlaceError", "atomic_file", "atomic_folder", "strict", "strict_json"]
+
+
+class PlaceError(UsageError):
+    """A file or folder cannot be written where it was asked for."""
+
+
+_REMEDY = "choose a place you may write to, with space left"
 
 
 @contextmanager
@@ -33,9 +40,9 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         A writable binary file object (a temporary sibling of ``path``).
 
     Raises:
-        UsageError: The place cannot be written (permissions, full disk, a folder in the way).
+        PlaceError: It cannot be written there (permissions, full disk, a folder in the way).
     """
-    target = Path(path)
+    target = _named(path)
     temporary = ""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,9 +77,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         The temporary folder to write into, on the same file system as ``path``.
 
     Raises:
-        UsageError: The place cannot be written.
+        PlaceError: It cannot be written there.
     """
-    target = Path(path)
+    target = _named(path)
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +117,7 @@ def strict_json(value: Any, *, indent: int | None = None) -> str:
 
 def _move_files(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
+    _check_ways(source, target)
     for item in sorted(source.rglob("*")):
         place = target / item.relative_to(source)
         if item.is_dir():
@@ -121,6 +129,15 @@ def _move_files(source: Path, target: Path) -> None:
         item.replace(place)
 
 
+def _check_ways(source: Path, target: Path) -> None:
+    """Tell what is in the way of any file before the first one is moved."""
+    for item in source.rglob("*"):
+        place = target / item.relative_to(source)
+        if place.exists() and place.is_dir() != item.is_dir():
+            kind = "folder" if place.is_dir() else "file"
+            raise FileExistsError(17, f"a {kind} is in the way at {str(place)!r}", str(place))
+
+
 def _adopt_mode(path: Path) -> None:
     # mkstemp makes files private; a report is to have the mode any other new file would have.
     mask = os.umask(0)
@@ -128,8 +145,11 @@ def _adopt_mode(path: Path) -> None:
     path.chmod(0o666 & ~mask)
 
 
-def _unwritable(target: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"cannot write {str(target)!r}: {error.strerror or error}",
-        "choose a folder you may write to, with space left, by --out (Python: the path argument)",
-    )
+def _named(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in str(path):
+        raise PlaceError(f"{path!r:.60} is no name of a file or folder", _REMEDY)
+    return Path(path)
+
+
+def _unwritable(target: Path, error: OSError) -> PlaceError:
+    return PlaceError(f"cannot write {str(target)!r}: {error.strerror or error}", _REMEDY)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -68,6 +67,7 @@ class Trace:
     Attributes:
         windows: The windows.
         steps_done: Steps that the run has made, recorded or not.
+        missed: Phase to ``(reason, remedy)`` where its latest window had no site to be kept.
 
     Raises:
         UsageError: The limit is below 4.
@@ -79,6 +79,7 @@ class Trace:
         self.limit = int(limit)
         self.windows: list[Window] = []
         self.steps_done = 0
+        self.missed: dict[str, tuple[str, str]] = {}
         for window in windows:
             self.append(window)
 
@@ -141,6 +142,8 @@ class Trace:
             for window in reversed(self.windows):
                 if phase in (None, window.phase):
                     return window.snapshot
+        for reason, remedy in self.missed.values():
+            raise UsageError(f"the trace holds no window: {reason}", remedy)
         raise UsageError(
             "the trace holds no window: no step was recorded yet",
             "train on, give every=N for a fixed schedule, or take probe.snapshot()",
@@ -241,42 +244,32 @@ class Trace:
         Raises:
             LoadError: The file is missing, damaged, of another kind or of a newer version.
         """
-        name = str(path)
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            reason = f"cannot read {name!r}: {error.strerror or error}"
-            raise LoadError(reason, "give the path of a saved trace") from error
-        return cls.parse(content, name)
+        from shiftscope.archive import content_of
+
+        return cls.parse(content_of(path, "give the path of a saved trace"), str(path))
 
     @classmethod
     def parse(cls, content: bytes, name: str) -> Trace:
         """The trace in the bytes of a file; nothing in them is executed."""
-        from shiftscope.archive import parse
+        from shiftscope.archive import opened, parse
 
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                manifest = json.loads(bytes(archive["manifest"]).decode())
-                if manifest.get("format") != "shiftscope-trace":
-                    raise ValueError("its manifest is of another kind")
-                if int(manifest["schema_version"]) > _VERSION:
-                    raise LoadError(
-                        f"{name!r} has trace schema {manifest['schema_version']}, this version "
-                        f"reads up to {_VERSION}",
-                        "update shiftscope",
-                    )
-                made = cls(limit=max(4, int(manifest["limit"])))
-                made.steps_done = int(manifest.get("steps_done", 0))
-                for k, (first, last, phase) in enumerate(manifest["windows"]):
-                    snapshot = parse(bytes(archive[f"window_{k}"]), name)
-                    made.windows.append(Window(int(first), int(last), str(phase), snapshot))
-                return made
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise LoadError(
-                f"{name!r} is not a readable shiftscope trace ({reason})",
-                "give a file written by Trace.save",
-            ) from error
+        reason = f"{name!r} is not a readable shiftscope trace"
+        with opened(content, reason, "give a file written by Trace.save") as archive:
+            manifest = json.loads(bytes(archive["manifest"]).decode())
+            if manifest.get("format") != "shiftscope-trace":
+                raise ValueError("its manifest is of another kind")
+            if int(manifest["schema_version"]) > _VERSION:
+                raise LoadError(
+                    f"{name!r} has trace schema {manifest['schema_version']}, this version "
+                    f"reads up to {_VERSION}",
+                    "update shiftscope",
+                )
+            made = cls(limit=max(4, int(manifest["limit"])))
+            made.steps_done = int(manifest.get("steps_done", 0))
+            for k, (first, last, phase) in enumerate(manifest["windows"]):
+                snapshot = parse(bytes(archive[f"window_{k}"]), name)
+                made.windows.append(Window(int(first), int(last), str(phase), snapshot))
+            return made
 
     def __iter__(self) -> Iterator[Window]:
         """The windows in order."""

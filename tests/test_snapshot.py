@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,6 +109,30 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
             ss.load(tmp_path / "cut.npz")
 
 
+def test_nothing_stands_before_or_behind_a_snapshot(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    snapshot(100).save(path)
+    content = path.read_bytes()
+    for changed in (b"junk" + content, content + b"junk", content + content):
+        path.write_bytes(changed)
+        with pytest.raises(ss.LoadError, match="cut off, or something was added"):
+            ss.load(path)
+
+
+def test_flipped_bytes_are_refused_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    whole = snapshot(100)
+    whole.save(path)
+    content, refused = path.read_bytes(), 0
+    for place in np.linspace(0, len(content) - 1, 200).astype(int):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+        try:
+            pd.testing.assert_frame_equal(ss.load(path).sites, whole.sites)
+        except ss.LoadError:
+            refused += 1
+    assert refused > 100
+
+
 def test_a_newer_schema_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "SCHEMA_VERSION", 99)
     snapshot(100).save(tmp_path / "run.npz")
@@ -122,3 +147,49 @@ def test_a_missing_file_and_another_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ss.LoadError, match="not a readable"):
         ss.load(tmp_path / "other.npz")
+
+
+def forged(path: Path, change: Any) -> None:
+    """A whole archive whose content was changed by somebody else's hand."""
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    manifest = json.loads(bytes(arrays.pop("manifest")).decode())
+    change(manifest, arrays)
+    text = np.frombuffer(json.dumps(manifest).encode(), dtype=np.uint8)
+    np.savez(path, manifest=text, **arrays)
+
+
+MEAN, M2 = "z/moments.mean|float64", "z/moments.m2|float64"
+ACTIVE, GROUP = "z/counts.active|int64", "weights/group|int64"
+FORGERIES: dict[str, Any] = {
+    "half an array": lambda m, a: a.update({M2: a[M2][:2]}),
+    "words": lambda m, a: a.update({MEAN: a[MEAN].astype("U")}),
+    "no rows": lambda m, a: m["shapes"][0].update({MEAN: [0]}),
+    "neurons": lambda m, a: m["sites"][0]["info"].update(neurons=2.5),
+    "other neurons": lambda m, a: m["sites"][0]["info"].update(neurons=2),
+    "site": lambda m, a: m["sites"][0]["info"].update(site=None),
+    "a flat mu": lambda m, a: m["shapes"][0].update({"weights/mu|float64": [4]}),
+    "groups": lambda m, a: a.update({GROUP: a[GROUP] + 7}),
+    "counts": lambda m, a: a.update({ACTIVE: a[ACTIVE] - 10**6}),
+    "quantiles": lambda m, a: m["shapes"][0].update({"quantiles/z|float64": [1, 5]}),
+    "manifest": lambda m, a: m.update(manifest=[1]),
+    "coverage": lambda m, a: m.update(coverage=True),
+    "gaps": lambda m, a: m.update(gaps=3),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_parts_that_do_not_go_together_are_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    snapshot(100).save(path)
+    forged(path, lambda manifest, arrays: None)
+    assert isinstance(ss.load(path), ss.Snapshot)
+    forged(path, FORGERIES[name])
+    with pytest.raises(ss.LoadError, match="not a readable"):
+        ss.load(path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero")
+def test_a_device_is_not_read_for_ever() -> None:
+    with pytest.raises(ss.LoadError, match="is a device"):
+        ss.load("/dev/zero")

@@ -150,3 +150,29 @@ def test_newer_traces_and_pickles_are_refused(tmp_path: Path) -> None:
     np.savez(newer, manifest=np.frombuffer(text, dtype=np.uint8))
     with pytest.raises(ss.LoadError, match="99"):
         ss.load(newer)
+
+
+def test_a_part_of_a_trace_is_no_snapshot(snapshots: list[ss.Snapshot], tmp_path: Path) -> None:
+    """Whole snapshots lie in a trace: cut behind one of them, it would be read as the file."""
+    Trace(windows(snapshots[:3])).save(tmp_path / "run.npz")
+    content = (tmp_path / "run.npz").read_bytes()
+    ends = [k + 22 for k in range(len(content)) if content[k : k + 4] == b"PK\5\6"]
+    assert len(ends) == 4
+    cuts = {*range(0, len(content), len(content) // 60), *ends[:-1], len(content) - 1}
+    path = tmp_path / "cut.npz"
+    for cut in sorted(cuts):
+        path.write_bytes(content[:cut])
+        for read in (Trace.load, ss.load):
+            with pytest.raises(ss.LoadError, match="cut"):
+                read(path)
+
+
+def test_nothing_stands_before_or_behind_a_trace(
+    snapshots: list[ss.Snapshot], tmp_path: Path
+) -> None:
+    Trace(windows(snapshots[:2])).save(tmp_path / "run.npz")
+    content = (tmp_path / "run.npz").read_bytes()
+    for changed in (b"junk" + content, content + b"junk", content + content, content[100:]):
+        (tmp_path / "x.npz").write_bytes(changed)
+        with pytest.raises(ss.LoadError, match="not a readable"):
+            ss.load(tmp_path / "x.npz")

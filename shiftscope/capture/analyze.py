@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,17 @@ from torch import Tensor, nn
 
 import shiftscope
 from shiftscope.capture import distributed
-from shiftscope.capture.arguments import check_data, check_model, precision_of
-from shiftscope.capture.batches import Batch, Score, as_batch, loss_of
+from shiftscope.capture.arguments import (
+    check_data,
+    check_loss,
+    check_model,
+    device_named,
+    entries,
+    precision_of,
+    whole,
+)
+from shiftscope.capture.batches import Batch, Score, as_batch, blaming, loss_of
+from shiftscope.capture.belonging import no_match, patterns_of
 from shiftscope.capture.coverage import coverage, forward_flops, missing
 from shiftscope.capture.graph import reaches
 from shiftscope.capture.pictures import pictures
@@ -24,7 +32,8 @@ from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
 from shiftscope.capture.sites import unwrapped
-from shiftscope.errors import DataError, MeasureError, ShiftscopeError, UsageError
+from shiftscope.capture.windows import matching
+from shiftscope.errors import DataError, MeasureError, UsageError
 from shiftscope.snapshot import Snapshot
 
 __all__ = ["analyze"]
@@ -58,7 +67,8 @@ def analyze(
     Args:
         model: Any module; data-parallel and compile wrappers are looked through, and compiled
             models run eagerly.
-        data: Iterable of ``x``, ``(x, y)`` or mappings of keyword inputs.
+        data: Iterable of ``x``, ``(x, y)`` or mappings of keyword inputs. A model of several inputs
+            may be given them as ``(x1, x2, y)``, ``((x1, x2), y)`` or ``({name: x1, ...}, y)``.
         loss_fn: ``loss_fn(output, y) -> scalar``. None measures forward only, unless the output
             carries a ``loss``.
         batches: Number of batches to use; None for all.
@@ -82,14 +92,19 @@ def analyze(
     """
     check_model(model)
     check_data(data)
-    _check(batches, rows)
-    precision = precision_of(dtype)
-    job = _Job(_placed(unwrapped(model), precision, device), loss_fn, precision, rows, seed)
+    check_loss(loss_fn)
+    if batches is not None:
+        batches = whole("batches", batches, 1, "leave it out to use all data")
+    rows = whole("rows", rows, 2, "use the default of 1024")
+    precision, place = precision_of(dtype), device_named(device)
+    chosen, given = patterns_of(sites, unwrapped(model)), entries("manifest", manifest)
+    told = entries("inputs", inputs)
+    job = _Job(_placed(unwrapped(model), precision, place), loss_fn, precision, rows, seed)
     if distributed.world_size() == 1:
         snapshot = job.run(data, batches, progress)
     else:
         snapshot = _on_all_ranks(job, data, batches, progress)
-    return _described(_selected(snapshot, sites), inputs, manifest)
+    return _described(_selected(snapshot, chosen), told, given)
 
 
 class _Job:
@@ -130,40 +145,29 @@ class _Job:
         for index, item in enumerate(data):
             if batches is not None and index >= batches:
                 return
-            batch = as_batch(item, self.loss_fn is not None)
+            batch = as_batch(item, self.loss_fn is not None, self.model)
             if batch.samples:
                 yield batch.to(self.device, self.dtype or float_dtype(self.model))
 
     def _measure(self, batch: Batch, attachment: Attachment) -> None:
         if self.frozen:
             batch = batch.require_input_grad()
-        try:
+        where = f"on batch {self.done}"
+        with blaming("the model", where, batch):
             if not self.done:
                 counted = forward_flops(self.model, lambda: self.model(*batch.args, **batch.kwargs))
                 self.flops = counted / batch.samples
-            with attachment:
+        with attachment:
+            with blaming("the model", where, batch):
                 output = self.model(*batch.args, **batch.kwargs)
-                loss = self._loss(output, batch)
-                if loss is not None and loss.requires_grad:
-                    self.backward = True
+            with blaming("the loss", where, batch):
+                loss = loss_of(output, batch, self.loss_fn)
+            if loss is not None and loss.requires_grad:
+                self.backward = True
+                with blaming("the backward pass", where, batch):
                     _backward(loss, self.model, batch)
-        except ShiftscopeError:
-            raise
-        except Exception as error:
-            raise _model_error(error, self.done, batch) from error
         self.score.add(output, batch, loss)
         self.done, self.samples = self.done + 1, self.samples + batch.samples
-
-    def _loss(self, output: Any, batch: Batch) -> Tensor | None:
-        try:
-            return loss_of(output, batch, self.loss_fn)
-        except ShiftscopeError:
-            raise
-        except Exception as error:
-            raise MeasureError(
-                f"the loss {_told(error, self.done, batch)}",
-                "check that the target has the shape, type and range that the loss expects",
-            ) from error
 
     def _manifest(self) -> dict[str, Any]:
         return {
@@ -202,11 +206,7 @@ def _on_all_ranks(
 def _backward(loss: Tensor, model: nn.Module, batch: Batch) -> None:
     """Run the backward pass for its hooks; gradients are neither accumulated nor kept."""
     wanted: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    wanted += [
-        v
-        for v in (*batch.args, *batch.kwargs.values())
-        if isinstance(v, Tensor) and v.requires_grad
-    ]
+    wanted += [value for value in batch.tensors if value.requires_grad]
     if not reaches(loss, "Checkpoint"):
         torch.autograd.grad(loss, wanted, allow_unused=True)
         return
@@ -216,20 +216,9 @@ def _backward(loss: Tensor, model: nn.Module, batch: Batch) -> None:
     loss.backward()
 
 
-def _check(batches: int | None, rows: int) -> None:
-    if batches is not None and batches < 1:
-        raise UsageError(
-            f"batches must be at least 1, got {batches}", "leave it out to use all data"
-        )
-    if rows < 2:
-        raise UsageError(f"rows must be at least 2, got {rows}", "use the default of 1024")
-
-
-def _placed(
-    model: nn.Module, dtype: torch.dtype | None, device: torch.device | str | None
-) -> nn.Module:
+def _placed(model: nn.Module, dtype: torch.dtype | None, device: torch.device | None) -> nn.Module:
     here, current = device_of(model), float_dtype(model)
-    target = here if device is None else torch.device(device)
+    target = here if device is None else device
     moves = target.type != here.type or (target.index is not None and target.index != here.index)
     if not moves and dtype in (None, current):
         return model
@@ -253,30 +242,12 @@ def _eagerly() -> Any:
     return torch.compiler.set_stance("force_eager")
 
 
-def _model_error(error: Exception, index: int, batch: Batch) -> MeasureError:
-    return MeasureError(
-        f"the model {_told(error, index, batch)}",
-        "check that the data have the shape, type and range the model was trained on",
-    )
-
-
-def _told(error: Exception, index: int, batch: Batch) -> str:
-    words = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"raised {type(error).__name__} on batch {index} ({batch.shapes}): {words}"
-
-
-def _selected(snapshot: Snapshot, sites: str | Iterable[str]) -> Snapshot:
-    patterns = [sites] if isinstance(sites, str) else list(sites)
+def _selected(snapshot: Snapshot, patterns: Sequence[str]) -> Snapshot:
     if "*" in patterns:
         return snapshot
-    keep = {
-        name: record
-        for name, record in snapshot.records.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    }
+    keep = matching(snapshot.records, patterns)
     if not keep:
-        known = ", ".join(list(snapshot.records)[:5])
-        raise UsageError(f"no site matches {patterns}", f"sites are named like: {known}")
+        raise UsageError(*no_match(patterns, snapshot.records))
     return Snapshot(
         keep,
         snapshot.gaps,

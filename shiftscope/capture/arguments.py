@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -10,7 +12,18 @@ from torch import Tensor, nn
 
 from shiftscope.errors import DataError, UsageError
 
-__all__ = ["check_data", "check_model", "precision_of"]
+__all__ = [
+    "check_data",
+    "check_loss",
+    "check_model",
+    "device_named",
+    "entries",
+    "patterns",
+    "positive",
+    "precision_of",
+    "shown",
+    "whole",
+]
 
 
 def check_model(model: Any) -> None:
@@ -54,6 +67,138 @@ def check_data(data: Any) -> None:
             f"data is {type(data).__name__}, expected an iterable of batches",
             "give a DataLoader or a list such as [(x, y)]",
         )
+
+
+def check_loss(loss_fn: Any) -> None:
+    """Refuse a loss that cannot be called on an output and a target.
+
+    Args:
+        loss_fn: What was given as the loss; None is one.
+
+    Raises:
+        UsageError: It is no function, or a class where an instance was meant.
+    """
+    if isinstance(loss_fn, type) and issubclass(loss_fn, nn.Module):
+        raise UsageError(
+            f"loss_fn is the class {loss_fn.__name__}, expected a function of (output, target)",
+            f"give an instance: {loss_fn.__name__}()",
+        )
+    if loss_fn is not None and not callable(loss_fn):
+        raise UsageError(
+            f"loss_fn is {shown(loss_fn)}, expected a function of (output, target)",
+            "give one such as torch.nn.functional.cross_entropy, or None",
+        )
+
+
+def whole(name: str, value: Any, least: int, remedy: str, most: int | None = None) -> int:
+    """A whole number, from the least that has a meaning on.
+
+    Args:
+        name: What the argument is called.
+        value: What was given for it.
+        least: The smallest value that has a meaning.
+        remedy: What to do about another one.
+        most: The largest value that has a meaning; None for no end.
+
+    Returns:
+        The number.
+
+    Raises:
+        UsageError: It is no such number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UsageError(f"{name} must be a whole number, got {shown(value)}", remedy)
+    if int(value) < least:
+        raise UsageError(f"{name} must be at least {least}, got {value}", remedy)
+    if most is not None and int(value) > most:
+        raise UsageError(f"{name} must be at most {most}, got {value}", remedy)
+    return int(value)
+
+
+def positive(name: str, value: Any, remedy: str) -> float:
+    """A finite number above zero.
+
+    Args:
+        name: What the argument is called.
+        value: What was given for it.
+        remedy: What to do about another one.
+
+    Returns:
+        The number.
+
+    Raises:
+        UsageError: It is no such number.
+    """
+    known = isinstance(value, Real) and not isinstance(value, bool)
+    if known and 0 < float(value) < math.inf:
+        return float(value)
+    raise UsageError(f"{name} must be a positive number, got {shown(value)}", remedy)
+
+
+def patterns(name: str, value: Any) -> tuple[str, ...]:
+    """Patterns of names, of which there may be one.
+
+    Args:
+        name: What the argument is called.
+        value: What was given for it: a pattern, or several.
+
+    Returns:
+        The patterns.
+
+    Raises:
+        UsageError: It is none.
+    """
+    remedy = "give a pattern such as 'encoder.*', or a list of them"
+    if not isinstance(value, str | Iterable):
+        raise UsageError(f"{name} is {shown(value)}, expected patterns of names", remedy)
+    found = (value,) if isinstance(value, str) else tuple(value)
+    if not found or not all(isinstance(pattern, str) for pattern in found):
+        raise UsageError(f"{name} is {found!r:.60}, expected patterns of names", remedy)
+    return found
+
+
+def entries(name: str, value: Any) -> dict[str, Any]:
+    """Entries of a mapping, none where it was left out.
+
+    Args:
+        name: What the argument is called.
+        value: What was given for it.
+
+    Returns:
+        A new dictionary.
+
+    Raises:
+        UsageError: It is no mapping.
+    """
+    if value is None or isinstance(value, Mapping):
+        return dict(value or {})
+    raise UsageError(f"{name} is {shown(value)}, expected a mapping", "give a dictionary")
+
+
+def shown(value: Any) -> str:
+    """What was given, short and on one line: a plain value itself, of other things the kind."""
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return f"{value!r:.60}" if plain else f"a {type(value).__name__}"
+
+
+def device_named(device: Any) -> torch.device | None:
+    """The device that was asked for.
+
+    Args:
+        device: A device, its name, or None.
+
+    Returns:
+        The device, or None.
+
+    Raises:
+        UsageError: No device is called so.
+    """
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"device is {device!r:.60}, which is none", "give 'cpu' or 'cuda'"
+        ) from error
 
 
 def precision_of(dtype: Any) -> torch.dtype | None:

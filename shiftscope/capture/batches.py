@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from shiftscope.errors import DataError
+from shiftscope.errors import DataError, MeasureError, ShiftscopeError
 
-__all__ = ["Batch", "Score", "as_batch", "loss_of"]
+__all__ = ["Batch", "Score", "as_batch", "blaming", "loss_of"]
 
 Loss = Callable[[Any, Any], Tensor]
+
+_TOLD = 8
+"""Inputs of a batch that an error names."""
+_REMEDIES = {
+    "the model": "check that the data have the shape, type and range the model was trained on",
+    "the loss": "check that it takes (output, target), and that the target has the shape, "
+    "type and range it expects",
+    "the backward pass": "check that the model and the loss can be trained on such a batch",
+    "the optimizer": "check that it can train this model, and its settings",
+}
 
 
 @dataclass(frozen=True)
@@ -33,10 +46,20 @@ class Batch:
     paired: bool = False
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All input tensors, however deep in tuples and mappings they lie."""
+        return [value for _, value in self._inputs() if isinstance(value, Tensor)]
+
+    @property
     def shapes(self) -> str:
-        """Shapes of the tensors, for error messages."""
-        items = [*enumerate(self.args), *self.kwargs.items()]
-        return ", ".join(f"{k}: {tuple(v.shape)}" for k, v in items if isinstance(v, Tensor))
+        """Shapes of inputs and target, for error messages."""
+        target = _leaves(self.target, "target") if self.paired else ()
+        told = [f"{place}: {_told(value)}" for place, value in (*self._inputs(), *target)]
+        return ", ".join(told[:_TOLD]) + (", ..." if len(told) > _TOLD else "")
+
+    def _inputs(self) -> Iterator[tuple[str, Any]]:
+        yield from _leaves(self.args)
+        yield from _leaves(self.kwargs)
 
     def to(self, device: torch.device, dtype: torch.dtype | None) -> Batch:
         """The same batch on another device, floating tensors in another precision."""
@@ -50,24 +73,23 @@ class Batch:
     @property
     def samples(self) -> int:
         """Samples in the batch: first dimension of the first tensor."""
-        tensors = [
-            v for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor) and v.dim()
-        ]
-        return int(tensors[0].shape[0]) if tensors else 1
+        return next((int(value.shape[0]) for value in self.tensors if value.dim()), 1)
 
     def require_input_grad(self) -> Batch:
         """The same batch with floating inputs that require grad, for models that are all frozen."""
-        args = tuple(_leaf(value) for value in self.args)
-        kwargs = {key: _leaf(value) for key, value in self.kwargs.items()}
-        return Batch(args, kwargs, self.target, self.paired)
+        return Batch(
+            _mapped(self.args, _leaf), _mapped(self.kwargs, _leaf), self.target, self.paired
+        )
 
 
-def as_batch(item: Any, with_target: bool) -> Batch:
+def as_batch(item: Any, with_target: bool, model: nn.Module | None = None) -> Batch:
     """Read one item of a data iterable.
 
     Args:
         item: A tensor; ``(x, y)`` or ``(x1, ..., y)``; ``(x,)``; or a mapping of keyword inputs.
         with_target: Whether a loss wants the last of several items as its target.
+        model: What will be run. Where it takes several inputs, an ``x`` that is a tuple or a
+            mapping of them is taken apart; elsewhere it is passed on as it is.
 
     Returns:
         The batch.
@@ -81,14 +103,40 @@ def as_batch(item: Any, with_target: bool) -> Batch:
         return Batch((), dict(item))
     if isinstance(item, list | tuple) and item:
         if len(item) == 1:
-            return Batch((item[0],), {})
-        if len(item) == 2 or with_target:
+            return Batch(*_inputs_for(model, item[0]))
+        if len(item) == 2:
+            return Batch(*_inputs_for(model, item[0]), item[1], paired=True)
+        if with_target:
             return Batch(tuple(item[:-1]), {}, item[-1], paired=True)
         return Batch(tuple(item), {})
     raise DataError(
         f"a batch is a tensor, (x, y) or a mapping of tensors; got {type(item).__name__}",
         "let the data iterable yield tensors or tuples of tensors (a DataLoader does)",
     )
+
+
+@contextmanager
+def blaming(part: str, where: str, batch: Batch) -> Iterator[None]:
+    """Say of what is raised inside which part raised it, and on which batch.
+
+    Args:
+        part: ``"the model"``, ``"the loss"``, ``"the backward pass"`` or ``"the optimizer"``.
+        where: Such as ``"on batch 3"``.
+        batch: The batch it was given.
+
+    Raises:
+        MeasureError: The part raised.
+    """
+    try:
+        yield
+    except ShiftscopeError:
+        raise
+    except Exception as error:
+        words = (str(error).strip().splitlines() or [""])[0][:200]
+        raise MeasureError(
+            f"{part} raised {type(error).__name__} {where} ({batch.shapes}): {words}",
+            _REMEDIES[part],
+        ) from error
 
 
 def loss_of(output: Any, batch: Batch, loss_fn: Loss | None) -> Tensor | None:
@@ -172,15 +220,73 @@ def _classifier(output: Any, target: Any) -> tuple[Tensor | None, Tensor | None]
     return (logits, target) if fits and logits.shape[1] > 1 else (None, None)
 
 
+def _inputs_for(model: nn.Module | None, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword inputs: ``x`` itself, or its parts where the model takes those."""
+    try:
+        takes = inspect.signature(model.forward) if model is not None else None
+    except (TypeError, ValueError):  # a compiled or scripted forward may tell nothing
+        takes = None
+    if takes is None or isinstance(x, Tensor):
+        return (x,), {}
+    if isinstance(x, Mapping):
+        named = {p.name for p in takes.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD}
+        named |= {p.name for p in takes.parameters.values() if p.kind is p.KEYWORD_ONLY}
+        if set(x) <= named or (not _binds(takes, (x,)) and _binds(takes, (), x)):
+            return (), dict(x)
+    elif _is_plain(x) and not _binds(takes, (x,)) and _binds(takes, x):
+        return tuple(x), {}
+    return (x,), {}
+
+
+def _binds(
+    takes: inspect.Signature, args: Iterable[Any], kwargs: Mapping[str, Any] | None = None
+) -> bool:
+    try:
+        takes.bind(*args, **(kwargs or {}))
+    except TypeError:
+        return False
+    return True
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, list | tuple) and not hasattr(value, "_fields")
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """What lies in nested tuples, lists and mappings, and where."""
+    if isinstance(value, Mapping):
+        items = [*value.items()]
+    elif isinstance(value, list | tuple) and not isinstance(value, PackedSequence):
+        items = [*enumerate(value)]
+    else:
+        yield place, value
+        return
+    for key, item in items:
+        yield from _leaves(item, f"{place}.{key}" if place else str(key))
+
+
+def _told(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nest of dictionaries, lists and tuples, with what lies in it changed."""
+    if isinstance(value, dict):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    if _is_plain(value):
+        return type(value)(_mapped(item, change) for item in value)
+    return change(value)
+
+
 def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    return _mapped(value, lambda item: _moved_leaf(item, device, dtype))
+
+
+def _moved_leaf(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     if isinstance(value, Tensor):
         # An inference tensor cannot enter a graph; its copy made outside of inference mode can.
         value = value.clone() if value.is_inference() else value
         return value.to(device, dtype) if value.is_floating_point() else value.to(device)
-    if isinstance(value, dict):
-        return {key: _moved(item, device, dtype) for key, item in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(_moved(item, device, dtype) for item in value)
     mover = getattr(value, "to", None)
     return mover(device) if callable(mover) and not isinstance(value, nn.Module) else value
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from shiftscope.capture.arguments import patterns
 from shiftscope.capture.sites import clean_path, unwrapped
 from shiftscope.errors import UsageError
 from shiftscope.theory.boundaries import (
@@ -75,7 +76,7 @@ class BoundaryTracker:
         data: Mapping[str, Tensor] | None = None,
     ) -> None:
         modules = {clean_path(path): m for path, m in unwrapped(model).named_modules()}
-        self._layers = _chosen(modules, (sites,) if isinstance(sites, str) else tuple(sites))
+        self._layers = _chosen(modules, patterns("sites", sites))
         self._norms = _norms(modules, fold or {}, self._layers)
         self._data = dict(data or {})
         strange = [path for path in self._data if path not in self._layers]
@@ -233,13 +234,13 @@ def _evaluating(layer: nn.Module) -> Iterator[None]:
 
 
 def _chosen(
-    modules: Mapping[str, nn.Module], patterns: tuple[str, ...]
+    modules: Mapping[str, nn.Module], wanted: tuple[str, ...]
 ) -> dict[str, weakref.ref[nn.Module]]:
     layers = {p: m for p, m in modules.items() if isinstance(m, nn.Linear | _ConvNd)}
-    found = {p: m for p, m in layers.items() if any(fnmatchcase(p, q) for q in patterns)}
+    found = {p: m for p, m in layers.items() if any(fnmatchcase(p, q) for q in wanted)}
     if not found:
         raise UsageError(
-            f"no linear layer or convolution is called {' or '.join(map(repr, patterns))}",
+            f"no linear layer or convolution is called {' or '.join(map(repr, wanted))}",
             f"there are {', '.join(map(repr, layers)) or 'none'}",
         )
     return {path: weakref.ref(module) for path, module in found.items()}

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import shiftscope
+from shiftscope.capture.arguments import check_model, shown, whole
+from shiftscope.capture.belonging import check_optimizer
 from shiftscope.capture.recorder import Settings
 from shiftscope.errors import UsageError
 
@@ -41,19 +43,21 @@ def described(model: nn.Module | None, phase: str, settings: Settings) -> dict[s
 
 def check(model: Any, optimizer: Any, rows: int, scaler: Any, window: int | None) -> None:
     """Refuse arguments of ``ss.watch`` that have no meaning."""
-    if not isinstance(model, nn.Module):
+    check_model(model)
+    whole("rows", rows, 2, "use the default of 1024")
+    if window is not None:
+        whole("window", window, 1, "leave window out")
+    if scaler is not None and not callable(getattr(scaler, "is_enabled", None)):
         raise UsageError(
-            f"a torch module is watched, got {type(model).__name__}", "give the model itself"
+            f"scaler is {shown(scaler)}, expected a torch.amp.GradScaler",
+            "give the scaler that scales the loss, or leave it out",
         )
-    if rows < 2:
-        raise UsageError(f"rows must be at least 2, got {rows}", "use the default of 1024")
-    if window is not None and window < 1:
-        raise UsageError(f"a window has at least 1 step, got {window}", "leave window out")
     if scaler is not None and optimizer is None:
         raise UsageError(
             "with a scaler the steps that overflow are known by the optimizer only",
             "give ss.watch the optimizer as well",
         )
+    check_optimizer(model, optimizer)
 
 
 def sample_budget(model: nn.Module) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
+from shiftscope.capture.arguments import whole
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.weights import MeanInput, rounding_scale, weight_facts
 from shiftscope.record import STREAMS, SiteInfo, SiteRecord, Stream, WeightFacts
@@ -39,12 +40,19 @@ class Settings:
         seed: Seed of the row sample.
         rank: Number of this process; ranks sample from disjoint row numbers.
         sample_budget: Bytes of samples one site may hold.
+
+    Raises:
+        UsageError: The seed is no whole number.
     """
 
     rows: int = 1024
     seed: int = 0
     rank: int = 0
     sample_budget: int = 2**25
+
+    def __post_init__(self) -> None:
+        """Refuse a seed that is none."""
+        whole("seed", self.seed, -(2**63), "leave it at 0", most=2**63 - 1)
 
 
 @dataclass(eq=False)

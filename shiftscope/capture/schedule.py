@@ -7,6 +7,7 @@ from collections import deque
 from statistics import median
 from typing import Any
 
+from shiftscope.capture.arguments import positive, whole
 from shiftscope.errors import UsageError
 
 __all__ = ["Schedule"]
@@ -42,16 +43,19 @@ class Schedule:
         start: int = 0,
         clock: Any = time.perf_counter,
     ) -> None:
-        if every is not None and (isinstance(every, bool) or int(every) != every or every < 1):
-            raise UsageError(f"every must be a whole number from 1, got {every!r}", "e.g. every=50")
-        if not 0.0 < budget <= 1.0:
+        if isinstance(every, float) and every.is_integer():
+            every = int(every)
+        if every is not None:
+            every = whole("every", every, 1, "e.g. every=50")
+        budget = positive("budget", budget, "e.g. budget=0.01")
+        if budget > 1.0:
             raise UsageError(f"budget must lie in (0, 1], got {budget!r}", "e.g. budget=0.01")
         self.every, self.budget, self.clock = every, budget, clock
         self.steps = start
         self.recorded = 0
         self.spent = 0.0
         self.elapsed = 0.0
-        self._start = start
+        self.start = start
         self._bare: deque[float] = deque(maxlen=_KNOWN)
         self._extra: deque[float] = deque(maxlen=_KNOWN)
         self._left: float | None = None
@@ -96,7 +100,7 @@ class Schedule:
     def summary(self) -> dict[str, Any]:
         """What the manifest says of it."""
         told: dict[str, Any] = {"every": self.every} if self.every else {"budget": self.budget}
-        told |= {"steps_seen": self.steps - self._start, "steps_recorded": self.recorded}
+        told |= {"steps_seen": self.steps - self.start, "steps_recorded": self.recorded}
         if self._bare and self.elapsed > 0:
             told["overhead_share"] = self.spent / max(self.elapsed - self.spent, 1e-12)
             told["step_seconds"] = median(self._bare)
@@ -109,7 +113,7 @@ class Schedule:
         self.elapsed += known
 
     def _account(self, step: float, between: float, recorded: bool) -> None:
-        if self.steps - self._start <= _WARM_UP:
+        if self.steps - self.start <= _WARM_UP:
             return
         self.elapsed += step + between
         extra = between
@@ -132,7 +136,7 @@ class Schedule:
     def _next(self) -> bool:
         if self.every is not None:
             return self.steps % self.every == 0
-        if self.steps - self._start <= _WARM_UP or not self._bare:
+        if self.steps - self.start <= _WARM_UP or not self._bare:
             return False
         if not self.recorded:
             return True

@@ -7,8 +7,10 @@ shift and be all shift after five steps. Some twenty steps tell what will learn 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,18 @@ from torch.optim import Optimizer
 
 import shiftscope
 from shiftscope.capture import distributed
-from shiftscope.capture.batches import Batch, Score, as_batch, loss_of
+from shiftscope.capture.arguments import (
+    check_data,
+    check_loss,
+    check_model,
+    device_named,
+    entries,
+    positive,
+    precision_of,
+    shown,
+    whole,
+)
+from shiftscope.capture.batches import Batch, Score, as_batch, blaming, loss_of
 from shiftscope.capture.copies import (
     copied,
     fresh,
@@ -33,11 +46,11 @@ from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
 from shiftscope.capture.sites import unwrapped
-from shiftscope.errors import DataError, MeasureError, ShiftscopeError, UsageError
+from shiftscope.errors import DataError, MeasureError, UsageError
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace
 
-__all__ = ["trial"]
+__all__ = ["NoLossError", "trial"]
 
 Loss = Callable[[Any, Any], Tensor]
 Progress = Callable[[int, int], None]
@@ -45,6 +58,10 @@ Factory = Callable[[list[nn.Parameter]], Optimizer]
 
 _SAMPLES = 2**27
 """Bytes of row samples that all windows of a trial may hold together."""
+
+
+class NoLossError(DataError):
+    """There is no loss to train on: none was given, and the output carries none."""
 
 
 def trial(
@@ -56,7 +73,7 @@ def trial(
     *,
     lr: float | None = None,
     rows: int = 256,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
     inputs: Mapping[str, Any] | None = None,
@@ -73,8 +90,9 @@ def trial(
 
     Args:
         model: Any module that ``copy.deepcopy`` takes, constrained ones included.
-        data: Iterable of ``x``, ``(x, y)`` or mappings, read from its start, several times if it
-            is shorter than the steps. A one-shot iterator is used up.
+        data: Iterable of batches as :func:`~shiftscope.capture.analyze.analyze` takes them, read
+            from its start, several times if it is shorter than the steps. A one-shot iterator is
+            used up; where it runs out early the trial ends, with a RuntimeWarning and a gap.
         loss_fn: ``loss_fn(output, y) -> scalar``. None takes the output's own ``loss``.
         optimizer: An optimizer of this model's parameters, whose settings and state are taken
             over; or a function ``parameters -> optimizer``; or None for SGD with learning rate 0.1
@@ -82,7 +100,7 @@ def trial(
         steps: Number of updates.
         lr: Learning rate of all parameter groups, in place of the optimizer's.
         rows: Largest row sample for quantiles in each window.
-        dtype: Precision to train in; None stays.
+        dtype: Precision to train in, or its name; None stays.
         device: Device to train on; None stays.
         seed: Seed of the row sample.
         inputs: Statistics of the data, kept in every snapshot.
@@ -91,7 +109,8 @@ def trial(
 
     Returns:
         The trace: window ``k`` was measured after ``k`` updates, ``k = 0 ... steps``, on the batch
-        that update ``k + 1`` used. It ends early at a loss that is not finite.
+        that update ``k + 1`` used. It ends early at a loss that is not finite, and where the
+        data run out.
 
     Raises:
         UsageError: An argument has no meaning, or the optimizer is another model's.
@@ -106,7 +125,11 @@ def trial(
         >>> trace.steps
         (0, 1, 2, 3)
     """
-    _check(steps, rows, lr)
+    check_model(model)
+    check_data(data)
+    check_loss(loss_fn)
+    steps, rows = _checked(steps, rows, lr, optimizer)
+    options = lr, precision_of(dtype), device_named(device)
     model = unwrapped(model)
     with ExitStack() as keep:
         keep.enter_context(preserved(model))
@@ -114,10 +137,11 @@ def trial(
         keep.enter_context(torch.inference_mode(False))
         keep.enter_context(torch.enable_grad())
         keep.enter_context(torch.compiler.set_stance("force_eager"))
-        run = _Run(model, loss_fn, optimizer, (lr, dtype, device))
+        run = _Run(model, loss_fn, optimizer, options)
         run.settings = Settings(rows, seed, sample_budget=_budget(model, steps))
-        run.described = dict(manifest or {}), dict(inputs or {})
-        return Trace.of(run.windows(data, steps, progress))
+        run.described = entries("manifest", manifest), entries("inputs", inputs)
+        trace = Trace.of(run.windows(data, steps, progress))
+    return _shortened(trace, run.ran_out, steps) if run.ran_out else trace
 
 
 class _Run:
@@ -128,13 +152,13 @@ class _Run:
         model: nn.Module,
         loss_fn: Loss | None,
         optimizer: Optimizer | Factory | None,
-        options: tuple[float | None, torch.dtype | None, torch.device | str | None],
+        options: tuple[float | None, torch.dtype | None, torch.device | None],
     ) -> None:
         lr, dtype, device = options
         self.model, given, self.loss_fn = copied(model, optimizer, loss_fn)
-        self.model.to(device=device, dtype=dtype)
-        if isinstance(self.loss_fn, nn.Module):
-            self.loss_fn.to(device=device, dtype=dtype)
+        for part in (self.model, self.loss_fn):
+            if isinstance(part, nn.Module):
+                _place(part, device, dtype)
         self.optimizer = optimizer_for(self.model, given)
         if lr is not None:
             for group in self.optimizer.param_groups:
@@ -143,6 +167,8 @@ class _Run:
             self.model.train()
         self.settings = Settings()
         self.described: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        self.ran_out = 0
+        """Updates done when the data ran out before the last step; 0 where they did not."""
 
     def windows(
         self, data: Iterable[Any], steps: int, progress: Progress | None
@@ -156,6 +182,7 @@ class _Run:
                     "the data gave no batch", "give an iterable with at least one batch"
                 )
             if batch is None:
+                self.ran_out = step
                 return
             snapshot, loss = self._watched(step, batch)
             yield snapshot
@@ -163,14 +190,15 @@ class _Run:
                 progress(step, steps)
             if step == steps or not math.isfinite(loss):
                 return
-            self._update(batch)
+            with blaming("the optimizer", f"in update {step + 1} of the trial", batch):
+                self._update(batch, f"in update {step + 1} of the trial")
 
     def _batches(self, data: Iterable[Any]) -> Iterator[Batch]:
         found = True
         while found:
             found = False
             for item in fresh(data):
-                batch = as_batch(item, self.loss_fn is not None)
+                batch = as_batch(item, self.loss_fn is not None, self.model)
                 if batch.samples:
                     found = True
                     yield batch.to(device_of(self.model), float_dtype(self.model))
@@ -180,42 +208,39 @@ class _Run:
         recorder = Recorder(self.settings)
         attachment = Attachment(self.model, recorder, unfuse=True)
         self.optimizer.zero_grad(set_to_none=True)
-        try:
-            with attachment:
-                output, loss = self._forward(batch)
-                loss.backward()
-        except ShiftscopeError:
-            raise
-        except Exception as error:
-            words = str(error).strip().splitlines()
-            raise MeasureError(
-                f"the model raised {type(error).__name__} at step {step} of the trial "
-                f"({batch.shapes}): {words[0][:200] if words else ''}",
-                "check that the data have the shape, type and range the model is trained on",
-            ) from error
+        where = f"at step {step} of the trial"
+        with attachment:
+            output, loss = self._forward(batch, where)
+            self._backward(loss, batch, where)
         score = Score()
         score.add(output, batch, loss)
         return self._snapshot(step, batch, attachment, score), float(loss.detach())
 
-    def _forward(self, batch: Batch) -> tuple[Any, Tensor]:
-        output = self.model(*batch.args, **batch.kwargs)
-        loss = loss_of(output, batch, self.loss_fn)
+    def _forward(self, batch: Batch, where: str) -> tuple[Any, Tensor]:
+        with blaming("the model", where, batch):
+            output = self.model(*batch.args, **batch.kwargs)
+        with blaming("the loss", where, batch):
+            loss = loss_of(output, batch, self.loss_fn)
         if loss is None or not loss.requires_grad:
-            raise DataError(
+            raise NoLossError(
                 "a trial trains, and there is no loss to train on",
                 "give loss_fn, and data that yield (x, y) pairs",
             )
         return output, loss
 
-    def _update(self, batch: Batch) -> None:
+    def _backward(self, loss: Tensor, batch: Batch, where: str) -> None:
+        with blaming("the backward pass", where, batch):
+            loss.backward()
+
+    def _update(self, batch: Batch, where: str) -> None:
         if not needs_closure(self.optimizer):
             self.optimizer.step()
             return
 
         def closure() -> float:
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self._forward(batch)[1]
-            loss.backward()
+            loss = self._forward(batch, where)[1]
+            self._backward(loss, batch, where)
             return float(loss.detach())
 
         self.optimizer.step(closure)
@@ -259,15 +284,48 @@ def _budget(model: nn.Module, steps: int) -> int:
     return max(2**12, _SAMPLES // max(1, (steps + 1) * sum(1 for _ in model.modules())))
 
 
-def _check(steps: int, rows: int, lr: float | None) -> None:
-    if steps < 1:
-        raise UsageError(f"steps must be at least 1, got {steps}", "leave it at 20")
-    if rows < 2:
-        raise UsageError(f"rows must be at least 2, got {rows}", "leave it at 256")
-    if lr is not None and not (math.isfinite(lr) and lr > 0):
-        raise UsageError(f"lr must be a positive number, got {lr}", "leave it out, or give 0.1")
+def _place(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
+    try:
+        module.to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        words = (str(error).splitlines() or [""])[0]
+        raise MeasureError(
+            f"the copy cannot be moved to {device or dtype}: {words}",
+            "move the model yourself, by model.to(...), and leave device and dtype out",
+        ) from error
+
+
+def _shortened(trace: Trace, done: int, steps: int) -> Trace:
+    """A trace whose last window says that the data ran out, not the network."""
+    told = f"the data ran out: {done} windows of {steps + 1} were measured"
+    warnings.warn(
+        f"{told}; give data that can be iterated anew, such as a list or a DataLoader",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    last = trace.windows[-1]
+    snapshot = replace(
+        last.snapshot,
+        gaps=(*last.snapshot.gaps, ("", told)),
+        manifest={**last.snapshot.manifest, "steps_asked": steps, "data_ran_out": True},
+    )
+    trace.windows[-1] = replace(last, snapshot=snapshot)
+    return trace
+
+
+def _checked(steps: Any, rows: Any, lr: Any, optimizer: Any) -> tuple[int, int]:
+    if lr is not None:
+        positive("lr", lr, "leave it out, or give 0.1")
+    if isinstance(optimizer, nn.Module) or not (
+        optimizer is None or isinstance(optimizer, Optimizer) or callable(optimizer)
+    ):
+        raise UsageError(
+            f"optimizer is {shown(optimizer)}, expected a torch optimizer or a function making one",
+            "give the optimizer of this model, or lambda p: torch.optim.Adam(p, lr=1e-3)",
+        )
     if distributed.world_size() > 1:
         raise UsageError(
             f"a trial runs in one process, here are {distributed.world_size()}",
             "run it without torchrun",
         )
+    return whole("steps", steps, 1, "leave it at 20"), whole("rows", rows, 2, "leave it at 256")

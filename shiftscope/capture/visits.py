@@ -45,9 +45,8 @@ def walk(
         DataError: The batch is empty, or no batch at all.
         MeasureError: The model raised on it.
     """
-    inputs, reached = as_batch(batch, with_target=False), set[str]()
-    tensors = [x for x in (*inputs.args, *inputs.kwargs.values()) if isinstance(x, Tensor)]
-    if any(x.numel() == 0 for x in tensors):
+    inputs, reached = as_batch(batch, with_target=False, model=model), set[str]()
+    if any(x.numel() == 0 for x in inputs.tensors):
         raise DataError(f"the batch is empty ({inputs.shapes})", "Give at least one sample.")
     with ExitStack() as stack:
         stack.enter_context(untouched(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from shiftscope.capture import distributed
+from shiftscope.capture.belonging import kept, nothing_since, patterns_of, resumed
 from shiftscope.capture.boundary_moves import BoundaryTracker
 from shiftscope.capture.conditions import check, is_capturing, sample_budget
 from shiftscope.capture.lean import LeanRecorder
@@ -22,7 +24,7 @@ from shiftscope.capture.schedule import Schedule
 from shiftscope.capture.sites import unwrapped
 from shiftscope.capture.stance import Eager
 from shiftscope.capture.windows import OpenWindow, main_phase, optimizer_of, since
-from shiftscope.errors import MeasureError, UsageError
+from shiftscope.errors import UsageError
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace
 
@@ -43,7 +45,7 @@ def watch(
     *,
     window: int | None = None,
     seed: int = 0,
-    resume: Trace | None = None,
+    resume: Trace | str | os.PathLike[str] | None = None,
     start: int | None = None,
     boundaries: str | Iterable[str] | None = None,
 ) -> Probe:
@@ -63,7 +65,7 @@ def watch(
             given, the one that makes the first recorded step is found.
         window: Recorded steps in one window of the trace; None chooses.
         seed: Seed of the row sample.
-        resume: The trace of an earlier part of this run; steps go on where it ended.
+        resume: The trace of an earlier part of this run, or its file; steps go on where it ended.
         start: Number of the first step, where it is neither 0 nor where the trace ended.
         boundaries: Pattern or patterns of the layers whose activation boundaries are followed
             over each recorded step (``probe.boundaries``); None for none.
@@ -72,7 +74,7 @@ def watch(
         The probe: a context manager, or a plain object to be detached.
 
     Raises:
-        UsageError: An argument has no meaning.
+        UsageError: An argument has no meaning, or belongs to another model.
 
     Example:
         >>> import torch, shiftscope as ss
@@ -125,19 +127,19 @@ class Probe:
         *,
         window: int | None = None,
         seed: int = 0,
-        resume: Trace | None = None,
+        resume: Trace | str | os.PathLike[str] | None = None,
         start: int | None = None,
         boundaries: str | Iterable[str] | None = None,
     ) -> None:
         check(model, optimizer, rows, scaler, window)
         inner = unwrapped(model)
-        self.trace = Trace() if resume is None else resume
+        self.trace = resumed(resume, inner)
         self.overflows = 0
         self.boundaries = None if boundaries is None else BoundaryTracker(inner, boundaries)
         self._schedule = Schedule(every, budget, self.trace.next_step if start is None else start)
         self._span = window or (max(1, _SPAN // every) if every else 1)
         self._settings = Settings(rows, seed, distributed.rank(), sample_budget(inner))
-        self._patterns = (sites,) if isinstance(sites, str) else tuple(sites)
+        self._patterns = patterns_of(sites, inner)
         self._model = weakref.ref(inner)
         self._scale = LossScale(scaler)
         self._lock = threading.RLock()
@@ -340,10 +342,7 @@ class Probe:
             mine = since(self.trace, chosen, self._reported)
         merged = distributed.merge_over_ranks(mine)
         if not merged.records:
-            raise MeasureError(
-                f"no step of phase {chosen!r} was recorded since the last snapshot",
-                "train on, or give every=1; validation is recorded inside probe.record()",
-            )
+            raise nothing_since(self.trace, chosen)
         return merged
 
     def detach(self) -> None:
@@ -398,7 +397,9 @@ class Probe:
             return
         about = {"overflow_steps": self.overflows, "schedule": self._schedule.summary()}
         made = window.closed(
-            (self._model(), phase, self._settings), recorder, attachment, self._patterns, about
+            (self._model(), phase, self._settings),
+            *(recorder, attachment, about),
+            lambda records: kept(records, self._patterns, phase, self.trace, self._schedule.start),
         )
         if made is not None:
             self.trace.append(made)

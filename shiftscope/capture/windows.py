@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -55,8 +55,8 @@ class OpenWindow:
         what: tuple[nn.Module | None, str, Settings],
         recorder: LeanRecorder,
         attachment: Attachment,
-        patterns: Sequence[str],
         about: Mapping[str, Any],
+        keep: Callable[[Mapping[str, SiteRecord]], Mapping[str, SiteRecord]],
     ) -> Window | None:
         """The finished window.
 
@@ -64,14 +64,14 @@ class OpenWindow:
             what: The model, the phase, and what is recorded.
             recorder: Has its numbers.
             attachment: Knows what was not measured.
-            patterns: Of the sites to keep.
             about: More for the manifest.
+            keep: Chooses the sites.
 
         Returns:
             The window; None where no site is to be kept.
         """
         phase = what[1]
-        shown = matching(recorder.records(backward=phase == "train"), patterns)
+        shown = keep(recorder.records(backward=phase == "train"))
         if not shown:
             return None
         snapshot = Snapshot(

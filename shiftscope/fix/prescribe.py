@@ -251,7 +251,7 @@ def output_change(model: nn.Module, trial: nn.Module, batch: Any) -> float:
     Returns:
         ``‖y' − y‖/‖y‖``; NaN if the output is no tensor.
     """
-    inputs = as_batch(batch, with_target=False)
+    inputs = as_batch(batch, with_target=False, model=model)
     outputs = []
     for net in (model, trial):
         with untouched(net):

@@ -201,8 +201,15 @@ def test_an_iteration_under_way_goes_on() -> None:
 def test_short_data_are_read_again_and_iterators_used_up() -> None:
     assert len(trial(network(), pairs(2), LOSS, steps=5)) == 6
     once: Iterator[Any] = iter(pairs(3))
-    assert trial(network(), once, LOSS, steps=5).steps == (0, 1, 2)
+    with pytest.warns(RuntimeWarning, match="ran out: 3 windows of 6"):
+        trace = trial(network(), once, LOSS, steps=5)
+    assert trace.steps == (0, 1, 2)
     assert list(once) == []
+    assert ("", "the data ran out: 3 windows of 6 were measured") in trace.last.gaps
+    assert (trace.last.manifest["steps_asked"], trace.last.manifest["data_ran_out"]) == (5, True)
+    enough = trial(network(), iter(pairs(3)), LOSS, steps=2)
+    assert "data_ran_out" not in enough.last.manifest
+    assert not any("ran out" in reason for _, reason in enough.last.gaps)
 
 
 class Lbfgs:
@@ -295,6 +302,14 @@ def test_an_old_trace_is_small() -> None:
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"rows": "a"}, "rows must be a whole number, got 'a'"),
+        ({"optimizer": "adam"}, "optimizer is 'adam'"),
+        ({"loss_fn": nn.CrossEntropyLoss}, "the class CrossEntropyLoss"),
+        ({"loss_fn": "mse"}, "loss_fn is 'mse'"),
+        ({"device": "gpu"}, "device is 'gpu'"),
+        ({"dtype": torch.int64}, "expected a floating dtype"),
+        ({"model": torch.ones(2)}, "the model is Tensor"),
         ({"rows": 1}, "rows must be at least 2"),
         ({"lr": math.nan}, "positive number"),
         ({"optimizer": lambda p: "adam"}, "not a torch optimizer"),
@@ -302,8 +317,9 @@ def test_an_old_trace_is_small() -> None:
     ],
 )
 def test_mistakes_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        trial(network(), pairs(), LOSS, **options)
+    with pytest.raises(UsageError, match=message) as caught:
+        trial(**{"model": network(), "data": pairs(), "loss_fn": LOSS, **options})
+    assert caught.value.remedy
 
 
 def test_a_frozen_model_and_missing_losses_are_refused() -> None:
@@ -313,6 +329,8 @@ def test_a_frozen_model_and_missing_losses_are_refused() -> None:
         trial(network(), [x for x, _ in pairs()])
     with pytest.raises(DataError, match="no batch"):
         trial(network(), [], LOSS)
+    with pytest.raises(DataError, match="data is NoneType"):
+        trial(network(), None, LOSS)  # type: ignore[arg-type]
 
 
 def weight_normalised(seed: int, x: Tensor) -> nn.Sequential:

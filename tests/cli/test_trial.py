@@ -70,7 +70,7 @@ def test_equal_seeds_give_equal_trials(folder: Path) -> None:
         ([*LEARN, "--lr", "0.1"], "--lr is of a trial"),
         ([*LEARN, "--trial", "0"], "expected a whole number from 1 on"),
         ([*LEARN, "--trial", "2", "--lr", "-1"], "expected a number above 0"),
-        ([*LEARN, "--trial", "2", "--loss", "none"], "no loss to train on"),
+        ([*LEARN, "--trial", "2", "--loss", "none"], "neither --loss nor the model's output"),
     ],
 )
 def test_mistakes_are_named(

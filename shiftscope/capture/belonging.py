@@ -1,0 +1,196 @@
+"""Whether what ``ss.watch`` is given belongs together: optimizer, patterns, an earlier trace.
+
+Refused at once is what is certain. Where only a recorded window can tell, it is told then.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shiftscope.capture.arguments import patterns, shown
+from shiftscope.capture.sites import clean_path
+from shiftscope.capture.windows import matching, optimizer_of
+from shiftscope.errors import MeasureError, UsageError
+from shiftscope.record import SiteInfo, SiteRecord
+from shiftscope.snapshot import load
+from shiftscope.trace import Trace
+
+__all__ = ["check_optimizer", "kept", "no_match", "nothing_since", "patterns_of", "resumed"]
+
+_NOTHING_SEEN = (
+    "no linear map and no activation was seen in the steps that were recorded",
+    "watch a model that runs them in Python: scripted code shows none",
+)
+_OTHER_RUN = "give the trace of this model's own run, or leave resume out"
+
+
+def check_optimizer(model: nn.Module, optimizer: Any) -> None:
+    """Refuse an optimizer that certainly trains another model.
+
+    Where parameters may be something else than they seem (several processes, tensors of other
+    classes, flat buffers, master copies of a model in reduced precision) nothing is certain.
+
+    Args:
+        model: The model.
+        optimizer: The optimizer, a wrapper around one, or None.
+
+    Raises:
+        UsageError: It holds tensors, and none of them is or shares memory with one of the model's.
+    """
+    if optimizer is None or (
+        torch.distributed.is_available() and torch.distributed.is_initialized()
+    ):
+        return
+    groups = getattr(optimizer_of(optimizer), "param_groups", None) or []
+    held = [tensor for group in groups for tensor in group.get("params", ())]
+    own = [*model.parameters()]
+    if not held or not any(p.requires_grad for p in own) or not all(map(_is_plain, (*held, *own))):
+        return
+    if any(p.is_floating_point() and p.element_size() < 4 for p in own):
+        return
+    if not {_memory(p) for p in own}.intersection(map(_memory, held)):
+        raise UsageError(
+            f"the {type(optimizer).__name__} holds no parameter of the model that is watched",
+            "give the optimizer made from its parameters, or none and call probe.step()",
+        )
+
+
+def _is_plain(tensor: Any) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter)
+
+
+def _memory(tensor: Tensor) -> int:
+    """Its storage; the same one for all tensors without an address (meta), which tell nothing."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def patterns_of(sites: Any, model: nn.Module) -> tuple[str, ...]:
+    """The patterns of ``sites=``, one of which can name a site of the model.
+
+    Args:
+        sites: A pattern, or several.
+        model: The model.
+
+    Raises:
+        UsageError: They are no patterns, or begin as no module of the model does.
+    """
+    chosen = patterns("sites", sites)
+    paths = [clean_path(name) for name, _ in model.named_modules()]
+    leaf = len(paths) == 1  # alone, it may name its site after the op
+    if not leaf and not any(_may_match(pattern, path) for pattern in chosen for path in paths):
+        raise UsageError(*no_match(chosen, [path for path in paths if path]))
+    return chosen
+
+
+def _may_match(pattern: str, path: str) -> bool:
+    """Whether a pattern can match ``path``, ``path:op`` or ``path.2`` (see :mod:`.sites`)."""
+    literal = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    if path.startswith(literal):
+        return literal != pattern or path == pattern
+    return literal.startswith(path) and re.match(r":|\.\d+", literal[len(path) :]) is not None
+
+
+def no_match(wanted: Sequence[str], names: Iterable[str]) -> tuple[str, str]:
+    """What to say, and what to do, where no name matches a pattern."""
+    return f"no site matches {list(wanted)}", f"sites are named like: {_some(names)}"
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join([*names][:5])
+
+
+def resumed(given: Any, model: nn.Module) -> Trace:
+    """The trace that a run goes on with.
+
+    Args:
+        given: A trace, the path of a saved one, or None for a new one.
+        model: The model that is watched.
+
+    Raises:
+        UsageError: It is no trace, or certainly one of another model.
+        LoadError: The file cannot be read.
+    """
+    if given is None:
+        return Trace()
+    trace = load(given) if isinstance(given, str | os.PathLike) else given
+    if not isinstance(trace, Trace):
+        reason = f"resume is {shown(given)}, expected the trace of a run"
+        raise UsageError(reason, "give probe.trace, or the file it was saved in")
+    if len(trace):
+        _check_modules([r.info for r in trace[-1].snapshot.records.values()], model)
+    return trace
+
+
+def _check_modules(infos: Sequence[SiteInfo], model: nn.Module) -> None:
+    modules = {clean_path(name): module for name, module in model.named_modules()}
+    if infos and not any(info.module in modules for info in infos):
+        raise UsageError(*_strangers([info.site for info in infos], [*modules]))
+    for info in infos:
+        layer = modules.get(info.module)
+        # A layer that runs itself runs all of its weight; others may take a part of it.
+        if type(layer) is nn.Linear and info.kind == "linear" and info.site == info.module:
+            _check_width(info.site, info.neurons, layer.out_features)
+
+
+def kept(
+    records: Mapping[str, SiteRecord], wanted: Sequence[str], phase: str, trace: Trace, start: int
+) -> dict[str, SiteRecord]:
+    """The records of a window that its trace keeps.
+
+    Args:
+        records: All records of the window.
+        wanted: The patterns of ``sites=``.
+        phase: The phase of the window.
+        trace: Where it goes; remembers a window of which nothing is kept, and why.
+        start: Number of the first step of this run.
+
+    Raises:
+        UsageError: The earlier part of the trace, from before the start, is of another model.
+    """
+    if len(trace) and trace[-1].last < start:  # the first window after the earlier part
+        same = [window for window in trace if window.phase == phase]
+        earlier = (same or [*trace])[-1].snapshot.records
+        if same and not earlier.keys() & records.keys():
+            raise UsageError(*_strangers(earlier, records))
+        for name in earlier.keys() & records.keys():
+            _check_width(name, earlier[name].info.neurons, records[name].info.neurons)
+    found = matching(records, wanted)
+    trace.missed.pop(phase, None)
+    if not found:
+        trace.missed[phase] = no_match(wanted, records) if records else _NOTHING_SEEN
+    return found
+
+
+def nothing_since(trace: Trace, phase: str) -> MeasureError:
+    """The error of a snapshot that would be empty.
+
+    Args:
+        trace: The trace of the run.
+        phase: The phase that was asked for.
+    """
+    reason = f"no step of phase {phase!r} was recorded since the last snapshot"
+    remedy = "train on, or give every=1; validation is recorded inside probe.record()"
+    return MeasureError(*trace.missed.get(phase, (reason, remedy)))
+
+
+def _strangers(earlier: Iterable[str], here: Iterable[str]) -> tuple[str, str]:
+    known, own = _some(earlier), _some(name for name in here if name)
+    return (
+        f"the trace to resume is of another model: its sites are {known}, here are {own}",
+        _OTHER_RUN,
+    )
+
+
+def _check_width(site: str, earlier: int, here: int) -> None:
+    if earlier != here:
+        raise UsageError(
+            f"the trace to resume is of another model: its site {site!r} has {earlier} neurons, "
+            f"here it has {here}",
+            _OTHER_RUN,
+        )
