@@ -98,13 +98,14 @@ def rebased_nodes(out: Tensor) -> tuple[Any, Any] | None:
     """For an in-place op on a view: the nodes whose hooks see its output and input gradients.
 
     Torch rebuilds the history of such a tensor as ``AsStrided (or a view) <- CopySlices``; the
-    op itself is inside CopySlices.
+    op itself is inside CopySlices. An input that was filled in parts has such a history too, but
+    what an op makes of it is no view.
 
     Returns:
         ``(node that receives the gradient of the output, CopySlices node)``, or None.
     """
     top = out.grad_fn
-    node = top
+    node = top if out._is_view() else None
     for _ in range(3):
         if node is None:
             return None

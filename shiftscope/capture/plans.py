@@ -243,13 +243,14 @@ class ActivationPlan(_Plan):
         dim: The dimension of the neurons.
     """
 
-    __slots__ = ("dim", "in_place", "kind", "width")
+    __slots__ = ("dim", "in_place", "kind", "origin", "width")
 
     def __init__(self, call: Call, op: ActivationOp, dim: int) -> None:
         super().__init__(call, op, 1)
         self.op: ActivationOp
         self.in_place = False
         self.dim, self.kind, self.width = dim, kind_of(op.x, dim), op.x.shape[dim]
+        self.origin = type(op.x.grad_fn)
 
     @classmethod
     def of(cls, call: Call, op: ActivationOp, dim: int) -> ActivationPlan | None:
@@ -268,6 +269,8 @@ class ActivationPlan(_Plan):
             func is self.func
             and self._same(args, kwargs, 1)
             and args[0].shape[self.dim] == self.width
+            # Made by another function, its neurons may lie elsewhere.
+            and type(args[0].grad_fn) is self.origin
         )
 
     def run(
