@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 __all__ = [
-    *("Edge", "Hits", "core_node", "edge_of", "feature_dim_of", "find_hits"),
+    *("Edge", "Hits", "core_node", "edge_of", "find_hits"),
     *("reaches", "rebased_nodes"),
 ]
 
@@ -113,50 +113,3 @@ def rebased_nodes(out: Tensor) -> tuple[Any, Any] | None:
             return top, node
         node = node.next_functions[0][0] if node.next_functions else None
     return None
-
-
-_CHANNEL_SECOND = (
-    "Convolution",
-    "NativeBatchNorm",
-    "CudnnBatchNorm",
-    "NativeGroupNorm",
-    "MaxPool",
-    "AvgPool",
-)
-_FEATURES_LAST = ("Addmm", "Mm", "Linear", "NativeLayerNorm", "FusedRMSNorm")
-_TRANSPARENT = (
-    *("Add", "Mul", "Sub", "Div", "NativeDropout", "FusedDropout", "ToCopy", "Clone"),
-    *("Relu", "Gelu", "Silu", "Sigmoid", "Tanh", "Elu", "LeakyRelu", "Hardtanh", "Softplus"),
-    *("Mish", "Hardswish", "Hardsigmoid", "Prelu", "Squeeze", "AsStrided"),
-    "torch::autograd::CopySlices",
-)
-
-
-def feature_dim_of(x: Tensor) -> int:
-    """The dimension that holds the neurons of an activation's input.
-
-    Channels are dimension 1 behind a convolution or batch normalisation, features the last one
-    behind a linear layer or layer normalisation. The autograd graph says which came last; where
-    it does not, the number of dimensions decides (4 or more: channels).
-    """
-    node, squeezed = x.grad_fn, False
-    for _ in range(12):
-        if node is None:
-            break
-        name = node.name()
-        if name.startswith(_CHANNEL_SECOND):
-            return 0 if squeezed else (1 if x.dim() > 1 else -1)
-        if name.startswith(_FEATURES_LAST) or _is_view_of_product(node, name):
-            return -1
-        squeezed = squeezed or name.startswith("Squeeze")
-        if not name.startswith(_TRANSPARENT):
-            break
-        node = node.next_functions[0][0] if node.next_functions else None
-    return 1 if x.dim() >= 4 else -1
-
-
-def _is_view_of_product(node: Any, name: str) -> bool:
-    if not name.startswith(("View", "UnsafeView")) or not node.next_functions:
-        return False
-    child = node.next_functions[0][0]
-    return child is not None and child.name().startswith(("Addmm", "Mm", "Linear"))
