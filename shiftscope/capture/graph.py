@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
@@ -39,7 +40,8 @@ class Hits:
 
 def edge_of(x: Tensor) -> Edge | None:
     """Where gradients of x flow to; None when none do."""
-    if not x.requires_grad:
+    # Without gradients torch finds no edge of a parameter, and nothing flows.
+    if not x.requires_grad or not torch.is_grad_enabled():
         return None
     edge = get_gradient_edge(x)
     return edge.node, edge.output_nr
