@@ -11,9 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
-__all__ = ["MIXED", "NEURONS", "POSITIONS", "Marks", "Shape", "Step", "carry", "plain", "source"]
+__all__ = [
+    "MIXED",
+    "NEURONS",
+    "POSITIONS",
+    "Marks",
+    "Shape",
+    "Step",
+    "carry",
+    "keeps",
+    "plain",
+    "source",
+]
 
 Shape = tuple[int, ...]
 Marks = tuple[int, ...]
@@ -24,6 +36,7 @@ POSITIONS, MIXED, NEURONS = 0, 1, 2
 _TAIL = re.compile(r"(Backward\d*)?$")
 
 
+@lru_cache(maxsize=4096)
 def plain(name: str) -> str:
     """The name of an operation without the signs of where it was found.
 
@@ -63,29 +76,36 @@ _SECOND = ("batchnorm", "groupnorm", "instancenorm")
 _CONVOLUTIONS = re.compile(r"conv(?:transpose)?(\d)d")
 
 
-def source(name: str, shape: Shape, normalized: Sequence[int] = ()) -> Marks | None:
+@lru_cache(maxsize=4096)
+def source(name: str, dims: int, normalized: int = 0) -> Marks | None:
     """The marks of the output of a layer; None for an operation that is none.
 
     Args:
         name: The plain name of the operation.
-        shape: Shape of its output.
-        normalized: The shape a layer normalisation works on.
+        dims: Number of dimensions of its output.
+        normalized: Number of dimensions that a layer normalisation works on.
     """
-    last = len(shape) - 1
+    last = dims - 1
     if last < 0:
         return None
     if name.startswith(_LAST):
-        return _one(shape, last)
+        return _one(dims, last)
     if "layernorm" in name or "rmsnorm" in name:
-        return _one(shape, last) if len(normalized) == 1 else None
+        return _one(dims, last) if normalized == 1 else None
     if any(word in name for word in _SECOND):
-        return _one(shape, min(1, last))
+        return _one(dims, min(1, last))
     called = _CONVOLUTIONS.fullmatch(name)
     if called:
-        return _one(shape, max(0, last - int(called.group(1))))
+        return _one(dims, max(0, last - int(called.group(1))))
     if "convolution" in name or name.startswith(("slowconv", "thnnconv", "convdepth")):
-        return _one(shape, min(1, last))
+        return _one(dims, min(1, last))
     return None
+
+
+@lru_cache(maxsize=4096)
+def keeps(name: str) -> bool:
+    """Whether an operation leaves dimensions where they are, as far as is known."""
+    return name not in _RULES and source(name, 4, 1) is None
 
 
 def carry(step: Step, marks: Marks) -> Marks:
@@ -102,8 +122,8 @@ def carry(step: Step, marks: Marks) -> Marks:
     return made if made is not None and len(made) == len(step.after) else _none(step.after)
 
 
-def _one(shape: Shape, dim: int) -> Marks:
-    return tuple(NEURONS if place == dim else POSITIONS for place in range(len(shape)))
+def _one(dims: int, dim: int) -> Marks:
+    return tuple(NEURONS if place == dim else POSITIONS for place in range(dims))
 
 
 def _none(shape: Shape) -> Marks:
@@ -207,12 +227,16 @@ def _matched(step: Step, marks: Marks) -> Marks:
 
 
 def _multiplied(step: Step, marks: Marks) -> Marks | None:
-    """A product of matrices: rows of the left operand, columns of the right one remain."""
+    """A product of matrices: rows of the left operand, columns of the right one remain.
+
+    Where neurons are what is summed over, those of the layer above are gone.
+    """
     if len(step.before) < 2 or len(step.after) < 2:
         return None
-    kept = list(marks)
-    kept[-1 if step.operand == 0 else -2] = POSITIONS
-    return (POSITIONS,) * (len(step.after) - len(kept)) + tuple(kept)
+    summed = -1 if step.operand == 0 else -2
+    if marks[summed] != POSITIONS:
+        return None
+    return (POSITIONS,) * (len(step.after) - len(marks)) + marks
 
 
 def _added_product(step: Step, marks: Marks) -> Marks | None:
@@ -226,18 +250,25 @@ def _reshaped(step: Step, marks: Marks) -> Marks | None:
     before, after = step.before, step.after
     if prod(before) != prod(after) or prod(after) == 0:
         return None
-    made = list(_none(after))
-    for old, new in _segments(before, after):
-        seen = [marks[place] for place in old]
-        if max(seen) == POSITIONS:
-            continue
-        pure = len(old) == 1 or (len(new) == 1 and min(seen) == NEURONS)
-        for place in new:
-            made[place] = seen[0] if len(old) == 1 else (NEURONS if pure else MIXED)
+    made, spans = list(_none(after)), _spans(before)
+    for place, (low, high) in enumerate(_spans(after)):
+        old = zip(marks, spans, strict=True)
+        seen = [mark for mark, span in old if max(span[0], low) < min(span[1], high)]
+        if seen and max(seen) != POSITIONS:
+            made[place] = NEURONS if min(seen) == NEURONS else MIXED
     for place, mark in enumerate(marks):
         if mark and before[place] == 1:
             _put_single(made, after, place, place - len(before), mark)
     return tuple(made)
+
+
+def _spans(shape: Shape) -> list[tuple[int, int]]:
+    """Steps in memory of each dimension: to its next number, and over all of them."""
+    found, high = [], prod(shape)
+    for size in shape:
+        found.append((high // size, high))
+        high //= size
+    return found
 
 
 def _put_single(made: list[int], after: Shape, place: int, from_end: int, mark: int) -> None:
@@ -248,23 +279,11 @@ def _put_single(made: list[int], after: Shape, place: int, from_end: int, mark: 
             return
 
 
-def _segments(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
-    """The smallest groups of neighbouring dimensions that hold the same numbers."""
-    old = [place for place, size in enumerate(before) if size != 1]
-    new = [place for place, size in enumerate(after) if size != 1]
-    found = []
-    while old and new:
-        left, right = [old.pop(0)], [new.pop(0)]
-        held, room = before[left[0]], after[right[0]]
-        while held != room:
-            if held < room:
-                left.append(old.pop(0))
-                held *= before[left[-1]]
-            else:
-                right.append(new.pop(0))
-                room *= after[right[-1]]
-        found.append((left, right))
-    return found
+def _strided(step: Step, marks: Marks) -> Marks | None:
+    """A view by steps in memory, of a tensor that lies in order."""
+    known = {low: mark for mark, (low, high) in zip(marks, _spans(step.before), strict=True)
+             if low < high}  # fmt: skip
+    return tuple(known.get(stride, POSITIONS) for stride in step.dims)
 
 
 def _lost(step: Step, marks: Marks) -> None:
@@ -287,6 +306,7 @@ _TABLE: tuple[tuple[_Rule, str], ...] = (
     (_appended, "unfold viewasreal"),
     (_with_patches, "im2col col2im fold"),
     (_cut, "viewascomplex"),
+    (_strided, "asstrided"),
     (_matched, "index getitem indexselect gather packpaddedsequence"),
     (_multiplied, "mm bmm matmul"),
     (_added_product, "baddbmm"),

@@ -9,9 +9,9 @@ take does; a guess is told in the notes of the site.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +32,9 @@ from shiftscope.capture.carry import (
 
 __all__ = ["Lies", "Takers", "marks_above", "neurons_lie"]
 
-_LIMIT = 120
+_LIMIT = 200
+_ASIDE = 8
+"""Nodes to go up along the main operand before the next one is looked at."""
 _WRAPPED = 2**63
 _CHANNELS_FROM = 4
 """Tensors of so many dimensions are images, where nothing else is known of them."""
@@ -109,24 +111,26 @@ def neurons_lie(
     shape = tuple(op.x.shape)
     if before is not None and -len(shape) <= before.dim < len(shape):
         return before
-    if op.dim is not None:
-        return _at(op.dim if -len(shape) <= op.dim < len(shape) else -1, shape)
-    return _chosen(marks_of(op.x), shape, modules)
-
-
-def _chosen(marks: Marks | None, shape: Shape, modules: Iterable[nn.Module]) -> Lies:
+    marks = marks_of(op.x)
     found = [] if marks is None else _best(marks)
-    if len(found) == 1 or len(shape) < 2:
-        return _at(found[0] if found else -1, shape, "" if found or marks is None else _GONE)
+    if op.dim is not None and -len(shape) <= op.dim < len(shape):
+        last = op.dim % len(shape) == len(shape) - 1
+        if last or op.op == "glu" or not found:
+            return _at(op.dim, shape)
+    if not found:
+        return _guess(shape, modules, _UNSEEN if marks is None else _GONE)
     others = [place for place in range(1, len(shape)) if place not in found and shape[place] > 1]
-    if found and others:
+    if len(found) == 1 or others:
         return _at(found[-1], shape)  # heads: what is left of the features is the last part
-    if marks is None and len(shape) == 2:
-        return _at(-1, shape)
-    taken = Takers.of(modules).choose(shape) if len(shape) > 2 else None
+    return _guess(shape, modules, _SPLIT)
+
+
+def _guess(shape: Shape, modules: Iterable[nn.Module], why: str) -> Lies:
+    if len(shape) < 3:
+        return _at(-1, shape, "" if why is _UNSEEN else why)
+    taken = Takers.of(modules).choose(shape)
     if taken is not None:
         return _at(taken, shape)
-    why = _SPLIT if found else (_UNSEEN if marks is None else _GONE)
     return _at(1 if len(shape) >= _CHANNELS_FROM else -1, shape, why)
 
 
@@ -176,30 +180,28 @@ def marks_above(x: Tensor, known: Any = None) -> Marks | None:
         One mark a dimension, none of them set where the neurons of the layers above got lost; None
         where no layer was found.
     """
-    near, far = deque([_Reached(x.grad_fn, x.output_nr)]), deque[_Reached]()
+    waiting = [(0, 0, _Reached(x.grad_fn, x.output_nr))]
     seen: set[tuple[Any, int]] = set()
     lost: Marks | None = None
     rows: Marks | None = None
-    while (near or far) and len(seen) < _LIMIT:
-        at = (near or far).popleft()
+    while waiting and len(seen) < _LIMIT:
+        cost, _, at = heappop(waiting)
         shape = None if at.node is None else _shape(at.node, at.number)
         if shape is None or (at.node, at.number) in seen:
             continue
         seen.add((at.node, at.number))
         name = plain(at.node.name())
         made = _source(at, name, shape, known or {})
-        if made is None:
-            operands = list(_operands(at, name, shape))
-            whole = [other for other in operands if other.before == shape] or operands
-            near += whole
-            # What is only broadcast (a gate, a mask) is asked last.
-            far += [other for other in operands if other not in whole]
-            if rows is None and name == "bmm" and _is_weight(at.node.next_functions[0][0]):
-                rows = at.marks((POSITIONS, NEURONS, POSITIONS))
+        if made is not None:
+            lost = at.marks(made)
+            if any(lost):
+                return lost
             continue
-        lost = at.marks(made)
-        if any(lost):
-            return lost
+        for place, other in enumerate(_in_order(_operands(at, name, shape), shape)):
+            price = cost + 1 + min(place, 3) * _ASIDE
+            heappush(waiting, (price, len(seen) * _LIMIT + place, other))
+        if rows is None and name == "bmm" and _is_weight(at.node.next_functions[0][0]):
+            rows = at.marks((POSITIONS, NEURONS, POSITIONS))
     # A weight on the left mixes rows: tokens or nodes, where columns are neurons already.
     return rows if rows is not None and any(rows) else lost
 
@@ -214,7 +216,7 @@ def _source(at: _Reached, name: str, shape: Shape, known: Any) -> Marks | None:
         return (NEURONS, POSITIONS) if columns else (POSITIONS, NEURONS)
     if name == "bmm" and _is_weight(at.node.next_functions[1][0]):
         return (POSITIONS, POSITIONS, NEURONS)
-    return source(name, shape, _numbers(at.node, "_saved_normalized_shape"))
+    return source(name, len(shape), len(_numbers(at.node, "_saved_normalized_shape")))
 
 
 def _operands(at: _Reached, name: str, shape: Shape) -> Iterator[_Reached]:
@@ -223,6 +225,11 @@ def _operands(at: _Reached, name: str, shape: Shape) -> Iterator[_Reached]:
         before = None if child is None else _shape(child, number)
         if before is not None:
             yield _Reached(child, number, Step(name, before, shape, dims, operand), at)
+
+
+def _in_order(operands: Iterable[_Reached], shape: Shape) -> list[_Reached]:
+    """The operands, first those as large as the output: others are gates, masks, biases."""
+    return sorted(operands, key=lambda other: other.before != shape)
 
 
 def _is_weight(node: Any) -> bool:
@@ -245,14 +252,20 @@ _SHAPING = (
 
 
 def _shape(node: Any, number: int) -> Shape | None:
-    """Shape of an output; what a node takes gradients of is described in every node."""
+    """Shape of an output: every node describes what it takes gradients of."""
     described = getattr(node, "_input_metadata", ())
-    return tuple(described[number].shape) if number < len(described) else None
+    try:
+        shape = tuple(described[number].shape)
+    except (IndexError, RuntimeError):
+        return None
+    return shape if all(type(size) is int for size in shape) else None  # else a nested tensor's
 
 
 def _dims(node: Any, name: str) -> tuple[int, ...]:
     if name == "transpose":
         return (*_numbers(node, "_saved_dim0"), *_numbers(node, "_saved_dim1"))
+    if name == "asstrided":
+        return _numbers(node, "_saved_stride")
     return _numbers(node, "_saved_dim") or _numbers(node, "_saved_dims")
 
 

@@ -247,7 +247,8 @@ class Attachment:
             state, z = recorder.activation(site, frame.path, op, dim)
             state.place(lies)
             if frame.plans is not None:
-                plan = ActivationPlan.of(Call(func, args, kwargs, recorder, state), op, dim)
+                call = Call(func, args, kwargs, recorder, state)
+                plan = ActivationPlan.of(call, op, dim, run.trail)
         out = func(*args, **kwargs)
         if state is None or not isinstance(out, Tensor):
             return out
@@ -333,8 +334,7 @@ class _Mode(TorchFunctionMode):
         return out
 
     def _handle(self, handler: Handler, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-        run = self._run
-        stack = run.stack
+        run, stack = self._run, self._run.stack
         if not stack or torch._C._functorch.peek_interpreter_stack() is not None:
             return func(*args, **kwargs)
         frame = stack[-1]
@@ -353,7 +353,7 @@ def _run_op(
     if plans is not None:
         frame.index = index + 1
         plan = plans[index] if index < len(plans) else None
-        if plan is not None and not run.recomputing and plan.fits(func, args, kwargs):
+        if plan is not None and not run.recomputing and plan.fits(func, args, kwargs, run.trail):
             if plan.count is not None:
                 frame.counts[plan.count[0]] = plan.count[1]
             return plan.run(run.recorder, run.where, args, kwargs)
@@ -369,7 +369,7 @@ def _remember(frame: Frame, plan: Any, counted: dict[str, int]) -> None:
         new = [item for item in frame.counts.items() if item not in counted.items()]
         plan.count = new[0] if new else None
     plans.extend([None] * (frame.index - len(plans)))
-    plans[frame.index - 1] = plan
+    plans[frame.index - 1] = plan and plan.joined(plans[frame.index - 1])
 
 
 def _plain(tensor: Any) -> bool:

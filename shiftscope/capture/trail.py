@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shiftscope.capture.carry import NEURONS, POSITIONS, Marks, Step, carry, plain, source
+from shiftscope.capture.carry import NEURONS, POSITIONS, Marks, Step, carry, keeps, plain, source
 from shiftscope.capture.neuron_dims import marks_above
 
 __all__ = ["Trail"]
@@ -55,27 +55,61 @@ class Trail:
 
     def marks(self, x: Tensor) -> Marks | None:
         """What is known of the dimensions of a tensor; None for nothing."""
-        found = self._tensors.get(id(x))
-        if found is not None and found[0]() is x and len(found[1]) == x.dim():
-            return found[1]
+        found, marks = self._tensors.get(id(x), _NEVER)
+        if found() is x and len(marks) == x.dim():
+            return marks
         return None if x.grad_fn is None else marks_above(x, self._nodes)
+
+    def origin(self, x: Tensor) -> Any:
+        """Whence a tensor comes, as far as that is known at once: to tell it from others."""
+        node = x.grad_fn
+        if node is not None:
+            return type(node)
+        found, marks = self._tensors.get(id(x), _NEVER)
+        return marks if found() is x else None
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
         """Carry what is known of the operands of a call that has run to its outputs."""
-        first = out[0] if _is_several(out) and out else out
-        if type(first) is not Tensor or not (first.grad_fn is None or self._tensors):
+        first = out
+        if type(out) is not Tensor:
+            first = out[0] if _is_several(out) and out else None
+            if type(first) is not Tensor:
+                return
+        alone = first.grad_fn is None
+        if not (alone or self._tensors) or first.is_nested:
             return
-        outs = [made for made in _tensors((out,)) if made.is_floating_point()]
         name = _GETTERS.get(func) or plain(getattr(func, "__name__", ""))
-        operands = list(_tensors((*args, *kwargs.values())))
-        if first.grad_fn is not None and not any(self._alone(x) for x in operands):
+        if alone and first is out and args and self._usual(name, args[0], out):
             return
-        for made in outs:
-            if any(made is x for x in operands):
-                if name in _RESHAPING:
-                    self._tensors.pop(id(made), None)
-            elif self._tensors.get(id(made), _NEVER)[0]() is not made:
-                self._carry(name, args, kwargs, operands, made)
+        operands = list(_tensors((*args, *kwargs.values())))
+        if alone or any(self._alone(x) for x in operands):
+            for made in _tensors((out,)):
+                if made.is_floating_point() or made.is_complex():
+                    self._follow(name, args, kwargs, operands, made)
+
+    def _usual(self, name: str, x: Any, out: Tensor) -> bool:
+        """The usual cases at once: a layer, or what leaves all dimensions where they are."""
+        marks = source(name, out.dim())
+        if marks is None:
+            found, marks = self._tensors.get(id(x), _NEVER)
+            if found() is not x or not keeps(name) or x.shape != out.shape:
+                return False
+        self._tensors[id(out)] = (weakref.ref(out), marks)
+        return True
+
+    def _follow(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        operands: list[Tensor],
+        made: Tensor,
+    ) -> None:
+        known = self._tensors.get(id(made), _NEVER)[0]() is made
+        if known and name in _RESHAPING and any(made is x for x in operands):
+            del self._tensors[id(made)]  # reshaped in place: how it was is not known any more
+        elif not known:
+            self._carry(name, args, kwargs, operands, made)
 
     def _carry(
         self,
@@ -143,8 +177,8 @@ def _made_by_layer(
         if right:
             return (*(POSITIONS for _ in after[1:]), NEURONS)
         return (NEURONS, POSITIONS) if left and len(after) == 2 else None
-    normalized = args[1] if len(args) > 1 else kwargs.get("normalized_shape", ())
-    return source(name, after, normalized if isinstance(normalized, tuple | list) else ())
+    shape = args[1] if len(args) > 1 else kwargs.get("normalized_shape")
+    return source(name, len(after), len(shape) if isinstance(shape, tuple | list) else 0)
 
 
 def _is_weight(item: Any) -> bool:
