@@ -40,7 +40,7 @@ class Hits:
 
 def edge_of(x: Tensor) -> Edge | None:
     """Where gradients of x flow to; None when none do."""
-    # Without gradients torch finds no edge of a parameter, and nothing flows.
+    # Without gradients nothing flows; in inference mode torch finds no edge of a parameter.
     if not x.requires_grad or not torch.is_grad_enabled():
         return None
     edge = get_gradient_edge(x)

@@ -204,8 +204,9 @@ def test_gradients_of_an_in_place_op_on_a_part(name: str) -> None:
     agree(snapshot, ":relu", "grad_z", z.grad, dim)
 
 
-def test_parameters_are_read_without_gradients() -> None:
-    """A learned query under ``no_grad``: torch finds no edge of it."""
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_parameters_are_read_without_gradients(without: Callable[[], Any]) -> None:
+    """A learned query in inference mode: torch finds no edge of it."""
 
     class Queries(nn.Module):
         def __init__(self) -> None:
@@ -217,7 +218,10 @@ def test_parameters_are_read_without_gradients() -> None:
                 self.linear(torch.relu_(self.queries * 1)) + self.linear(self.queries)
             )
 
-    snapshot = watched(Queries(), images(1))
+    with ss.watch(model := Queries(), every=1) as watching:
+        with watching.record(), without():
+            model(images(1))
+        snapshot = watching.snapshot()
     assert snapshot.sites.set_index("site").neurons["linear"] == 6
 
 
