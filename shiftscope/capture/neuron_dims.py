@@ -111,12 +111,13 @@ def neurons_lie(
     shape = tuple(op.x.shape)
     if before is not None and -len(shape) <= before.dim < len(shape):
         return before
+    along = op.dim if op.dim is not None and -len(shape) <= op.dim < len(shape) else None
+    if along is not None and (op.op == "glu" or along in (-1, len(shape) - 1)):
+        return _at(along, shape)
     marks = marks_of(op.x)
     found = [] if marks is None else _best(marks)
-    if op.dim is not None and -len(shape) <= op.dim < len(shape):
-        last = op.dim % len(shape) == len(shape) - 1
-        if last or op.op == "glu" or not found:
-            return _at(op.dim, shape)
+    if not found and along is not None:
+        return _at(along, shape)
     if not found:
         return _guess(shape, modules, _UNSEEN if marks is None else _GONE)
     others = [place for place in range(1, len(shape)) if place not in found and shape[place] > 1]
