@@ -76,14 +76,21 @@ def input_columns(record: SiteRecord) -> dict[str, Any] | None:
 
 
 def weight_columns(weights: WeightFacts) -> dict[str, Any]:
-    """Norms, angles and the predicted shift ``w_i . mu`` of each row of a weight matrix."""
+    """Norms, angles and the predicted shift ``w_i . mu`` of each row of a weight matrix.
+
+    Where the mean of z spans more steps than mu, ``shift_measured`` is the shift of the same ones.
+    """
     norm = np.sqrt(weights.norm2)
+    own = np.full(len(norm), math.nan)
+    if weights.z_mean.size:
+        own = weights.z_mean - np.nan_to_num(weights.bias)
     return {
         "weight_norm": norm,
         "bias": weights.bias,
         "theta_ones": weights.theta_ones,
         "theta_mean": _angle(weights.shift, norm * neuron_mu_norm(weights)),
         "shift_predicted": weights.shift,
+        "shift_measured": own,
     }
 
 

@@ -1,12 +1,13 @@
 """What was recorded at one site: its description, its tallies and the facts of its weights.
 
-A record is frozen and mergeable: batches, micro-batches, windows and ranks are combined by
-:meth:`SiteRecord.merge`, and everything a frame or a report shows is derived from merged records.
+A record is frozen. What the same weights gave (batches, micro-batches, ranks) is combined exactly
+by :meth:`SiteRecord.merge`; stretches of a training run, between which the weights moved, are
+averaged by :meth:`SiteRecord.join`. Everything a frame or a report shows is derived from records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -48,11 +49,16 @@ class Stream:
     sample: RowSample | None = None
 
     def merge(self, other: Stream) -> Stream:
-        """Combine with the same stream of another batch, window or rank."""
+        """Combine with the same stream of another batch or rank."""
         merged = {
             name: _merge_optional(getattr(self, name), getattr(other, name)) for name in _TALLIES
         }
         return Stream(**merged)
+
+    def join(self, later: Stream) -> Stream:
+        """Average with a later stretch of training, whose row sample is kept."""
+        merged = replace(self, sample=None).merge(replace(later, sample=None))
+        return replace(merged, moments=self.moments.join(later.moments), sample=later.sample)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """All tallies as named arrays (``moments.mean``, ``sample.rows``, ...)."""
@@ -91,6 +97,8 @@ class WeightFacts:
         group: Index of the group of each output channel, ``[out]``.
         xi: Mean squared column norm, with taps lost at borders left out for convolutions.
         eta_map: Mean squared row norm, with taps lost at borders left out.
+        z_mean: Means of z over the very rows of ``mu``, ``[out]``, where the averages of z span
+            more steps than that (a window of a training run); empty elsewhere.
     """
 
     rows: int
@@ -103,6 +111,7 @@ class WeightFacts:
     group: npt.NDArray[np.int64]
     xi: float
     eta_map: float
+    z_mean: Array = field(default_factory=lambda: np.zeros(0))
 
     def merge(self, other: WeightFacts) -> WeightFacts:
         """Row-weighted average; the mean input and the shifts merge exactly as means do."""
@@ -114,7 +123,9 @@ class WeightFacts:
         def mix(mine: Any, theirs: Any) -> Any:
             return mine + (theirs - mine) * share
 
-        means = ("norm2", "row_sum", "theta_ones", "bias", "shift", "mu", "xi", "eta_map")
+        means = ["norm2", "row_sum", "theta_ones", "bias", "shift", "mu", "xi", "eta_map"]
+        if self.z_mean.shape == other.z_mean.shape:
+            means.append("z_mean")
         mixed = {name: mix(getattr(self, name), getattr(other, name)) for name in means}
         return replace(self, rows=total, **mixed)
 
@@ -172,6 +183,7 @@ class SiteRecord:
         notes: Sentences a reader must know about these numbers.
         paired: Whether the gradients of z and a come from the same calls (else no gain).
         kept: Site columns of the whole row sample, where a saved file holds a part of it.
+        lost_since: Stream -> first recorded step at which values of it were not finite, in a run.
     """
 
     info: SiteInfo
@@ -182,19 +194,36 @@ class SiteRecord:
     notes: tuple[str, ...] = ()
     paired: bool = True
     kept: Mapping[str, float] = field(default_factory=dict)
+    lost_since: Mapping[str, int] = field(default_factory=dict)
 
     def merge(self, other: SiteRecord) -> SiteRecord:
-        """Combine two records of the same site."""
-        names = [name for name in STREAMS if name in self.streams or name in other.streams]
+        """Combine two records of the same site and the same weights."""
+        return self._put_together(other, Stream.merge)
+
+    def join(self, later: SiteRecord) -> SiteRecord:
+        """Average with a later stretch of training of the same site."""
+        return self._put_together(later, Stream.join)
+
+    def _put_together(
+        self, other: SiteRecord, rule: Callable[[Stream, Stream], Stream]
+    ) -> SiteRecord:
+        mine, theirs = dict(self.streams), dict(other.streams)
+        streams = {
+            name: mine.get(name) or theirs[name] for name in STREAMS if name in mine | theirs
+        }
+        both = {
+            name: rule(mine[name], theirs[name]) for name in streams if name in mine.keys() & theirs
+        }
         return replace(
             self,
             calls=self.calls + other.calls,
             samples=self.samples + other.samples,
-            streams={n: _merge_optional(self.streams.get(n), other.streams.get(n)) for n in names},
+            streams=streams | both,
             weights=_merge_optional(self.weights, other.weights),
             notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
             paired=self.paired and other.paired,
             kept={},
+            lost_since=_earliest(self.lost_since, other.lost_since),
         )
 
     def meta(self) -> dict[str, Any]:
@@ -207,6 +236,7 @@ class SiteRecord:
             "notes": list(self.notes),
             "paired": self.paired,
             "kept": dict(self.kept),
+            "lost_since": dict(self.lost_since),
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -237,7 +267,12 @@ class SiteRecord:
             notes=tuple(meta["notes"]),
             paired=bool(meta["paired"]),
             kept={key: float("nan") if v is None else v for key, v in meta["kept"].items()},
+            lost_since={key: int(step) for key, step in meta.get("lost_since", {}).items()},
         )
+
+
+def _earliest(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: min(d[name] for d in (one, other) if name in d) for name in one.keys() | other}
 
 
 def _merge_optional(mine: Any, theirs: Any) -> Any:

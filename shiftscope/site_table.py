@@ -27,6 +27,16 @@ SAMPLE_COLUMNS = ("shift_share_se", "sample_rows")
 """Columns that come from the row sample; a file with a thinned sample keeps their values."""
 
 _JACKKNIFE_GROUPS = 20
+_OVER_NEURONS = {
+    "z": (
+        *("shift_share", "shift_share_se", "shift_share_raw", "within_var", "between_var"),
+        *("z_mean", "z_std", "eta_measured", "eta_pooled", "phi_fw"),
+    ),
+    "a": ("eta_measured", "eta_pooled", "phi_fw"),
+    "grad_z": ("grad_z_var", "log10_grad_z_var", "xi_measured", "phi_bw"),
+    "grad_a": ("grad_a_var", "log10_grad_a_var", "xi_measured", "phi_bw"),
+}
+"""Stream -> columns that are taken over its neurons."""
 
 
 def site_row(record: SiteRecord) -> dict[str, Any]:
@@ -57,7 +67,25 @@ def site_row(record: SiteRecord) -> dict[str, Any]:
     else:
         row |= _activation_columns(record, notes)
     row |= record.kept
+    row |= _unknown(record, notes)
     row["notes"] = "; ".join(dict.fromkeys(notes))
+    return row
+
+
+def _unknown(record: SiteRecord, notes: list[str]) -> dict[str, Any]:
+    """A few neurons do not speak for a site most of whose neurons have no finite value."""
+    row: dict[str, Any] = {}
+    for name, columns in _OVER_NEURONS.items():
+        stream = record.streams.get(name)
+        if stream is None:
+            continue
+        lost = as_float(stream.moments.count) == 0
+        if lost.sum() * 2 > lost.size:
+            row |= dict.fromkeys(columns, math.nan)
+            notes.append(
+                f"{int(lost.sum())} of {lost.size} neurons have no finite value in {name}: "
+                "nothing is said of the site as a whole"
+            )
     return row
 
 

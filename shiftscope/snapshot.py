@@ -8,7 +8,7 @@ rebuilds every table, figure and report.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,11 +31,22 @@ NEURON_COLUMNS = (
     *("site", "neuron", "count", "z_mean", "z_mean_se", "z_var", "z_min", "z_max"),
     *quantile_names("z"),
     *("grad_z_count", "grad_z_mean", "grad_z_var", "weight_norm", "bias", "theta_ones"),
-    *("theta_mean", "shift_predicted", "active_fraction", "saturated_fraction", "a_mean", "a_var"),
+    *(
+        "theta_mean",
+        "shift_predicted",
+        "shift_measured",
+        "active_fraction",
+        "saturated_fraction",
+        "a_mean",
+        "a_var",
+    ),
     *quantile_names("a"),
     *("grad_a_count", "grad_a_mean", "grad_a_var", "z_below_resolution"),
 )
 """Columns of ``snapshot.neurons``, in order."""
+
+_OF_THE_LATEST = ("step", "overflow_steps", "schedule")
+"""What a manifest says of the state of a run, not of a stretch of it."""
 
 _INPUT_COLUMNS = (
     *("site", "input", "count", "a_mean", "a_var"),
@@ -93,21 +104,46 @@ class Snapshot:
         return _stack(parts, _INPUT_COLUMNS)
 
     def merge(self, other: Snapshot) -> Snapshot:
-        """Combine with the snapshot of another shard, rank or window of the same model.
+        """Combine with the snapshot of another shard or rank of the same model.
 
         Args:
             other: A snapshot whose sites of the same name have the same width.
 
         Returns:
-            The snapshot of both windows; its numbers are those of the concatenated data.
+            The snapshot of both; its numbers are those of the concatenated data.
 
         Raises:
             UsageError: A site has different widths in the two.
         """
+        return self._put_together(other, SiteRecord.merge)
+
+    def join(self, later: Snapshot) -> Snapshot:
+        """Average with the snapshot of a later stretch of the same training run.
+
+        Between the two the weights moved. How far a mean moved along with them is no answer of a
+        neuron to its inputs: variances are averages of the variances within each step.
+
+        Args:
+            later: A snapshot whose sites of the same name have the same width.
+
+        Returns:
+            Means and variances are the averages, weighted by rows; row samples, pictures and the
+            state of the run are those of the later one.
+
+        Raises:
+            UsageError: A site has different widths in the two.
+        """
+        joined = self._put_together(later, SiteRecord.join)
+        latest = {n: later.manifest[n] for n in _OF_THE_LATEST if n in later.manifest}
+        return replace(joined, manifest={**joined.manifest, **latest}, pictures=later.pictures)
+
+    def _put_together(
+        self, other: Snapshot, rule: Callable[[SiteRecord, SiteRecord], SiteRecord]
+    ) -> Snapshot:
         records = dict(self.records)
         for name, record in other.records.items():
             mine = records.get(name)
-            records[name] = record if mine is None else _merge_records(mine, record)
+            records[name] = record if mine is None else rule(_fitting(mine, record), record)
         return replace(
             self,
             records=records,
@@ -162,14 +198,15 @@ def _quantiles_of(record: SiteRecord, known: dict[int, Array]) -> dict[str, Arra
     return {name: known[id(sample.rows)] for name, sample in samples.items()}
 
 
-def _merge_records(mine: SiteRecord, theirs: SiteRecord) -> SiteRecord:
+def _fitting(mine: SiteRecord, theirs: SiteRecord) -> SiteRecord:
+    """The first record, if the other one is of the same site."""
     if (mine.info.neurons, mine.info.kind) != (theirs.info.neurons, theirs.info.kind):
         raise UsageError(
             f"site {mine.info.site!r} has {mine.info.neurons} neurons in one snapshot and "
             f"{theirs.info.neurons} in the other",
             "merge snapshots of one model only; use compare for different ones",
         )
-    return mine.merge(theirs)
+    return mine
 
 
 def _merge_manifests(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:

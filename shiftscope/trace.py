@@ -2,7 +2,7 @@
 
 A trace is what :func:`shiftscope.watch` and :func:`shiftscope.trial` leave behind. It is bounded in
 memory: of all windows but the latest only what tables and figures need is kept, and when there are
-too many, the older half is merged two by two.
+too many, some are left out, evenly over the run. What remains are true measurements of their steps.
 """
 
 from __future__ import annotations
@@ -63,7 +63,11 @@ class Trace:
 
     Args:
         windows: The windows.
-        limit: Windows to hold at most; beyond it older neighbours are merged.
+        limit: Windows to hold at most; beyond it some are left out, evenly over the run.
+
+    Attributes:
+        windows: The windows.
+        steps_done: Steps that the run has made, recorded or not.
 
     Raises:
         UsageError: The limit is below 4.
@@ -74,6 +78,7 @@ class Trace:
             raise UsageError(f"a trace of at most {limit} windows is too short", "give 4 or more")
         self.limit = int(limit)
         self.windows: list[Window] = []
+        self.steps_done = 0
         for window in windows:
             self.append(window)
 
@@ -104,18 +109,21 @@ class Trace:
             self._thin()
 
     def _thin(self) -> None:
-        half = len(self.windows) // 2
-        older, newer = self.windows[:half], self.windows[half:]
-        merged: list[Window] = []
-        waiting: dict[str, Window] = {}
-        for window in older:
-            partner = waiting.pop(window.phase, None)
-            if partner is None:
-                waiting[window.phase] = window
-                merged.append(window)
-            else:
-                merged[merged.index(partner)] = _small(_joined(partner, window))
-        self.windows = merged + newer
+        """Leave out the window that is missed least: its neighbours lie closest to each other."""
+        gaps: list[tuple[int, int]] = []
+        of_phase: dict[str, list[int]] = {}
+        for place, window in enumerate(self.windows):
+            of_phase.setdefault(window.phase, []).append(place)
+        for places in of_phase.values():
+            for before, place, after in zip(places, places[1:], places[2:], strict=False):
+                if not self._is_turn(before, place, after):
+                    gap = self.windows[after].first - self.windows[before].first
+                    gaps.append((gap, place))
+        del self.windows[min(gaps)[1] if gaps else 1]
+
+    def _is_turn(self, *places: int) -> bool:
+        """Whether values cease to be finite, or become so, among these windows."""
+        return len({_is_finite(self.windows[place].snapshot) for place in places}) > 1
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -157,7 +165,7 @@ class Trace:
         chosen = self.phase("train").windows or self.windows
         if not chosen:
             return self.last
-        return reduce(Snapshot.merge, [window.snapshot for window in chosen])
+        return reduce(Snapshot.join, [window.snapshot for window in chosen])
 
     @property
     def sites(self) -> pd.DataFrame:
@@ -184,8 +192,9 @@ class Trace:
 
     @property
     def next_step(self) -> int:
-        """Number of the step after the last recorded one."""
-        return max((window.last for window in self.windows), default=-1) + 1
+        """Number of the step after the last one."""
+        recorded = max((window.last for window in self.windows), default=-1) + 1
+        return max(recorded, self.steps_done)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one ``.npz`` file without pickles, whole or not at all.
@@ -211,6 +220,7 @@ class Trace:
             "format": "shiftscope-trace",
             "schema_version": _VERSION,
             "limit": self.limit,
+            "steps_done": self.steps_done,
             "windows": [[w.first, w.last, w.phase] for w in self.windows],
         }
         text = json.dumps(strict(manifest), allow_nan=False).encode()
@@ -256,6 +266,7 @@ class Trace:
                         "update shiftscope",
                     )
                 made = cls(limit=max(4, int(manifest["limit"])))
+                made.steps_done = int(manifest.get("steps_done", 0))
                 for k, (first, last, phase) in enumerate(manifest["windows"]):
                     snapshot = parse(bytes(archive[f"window_{k}"]), name)
                     made.windows.append(Window(int(first), int(last), str(phase), snapshot))
@@ -283,7 +294,8 @@ class Trace:
         """How many windows, and of which steps."""
         if not self.windows:
             return "Trace(empty)"
-        return f"Trace({len(self)} windows, steps {self.windows[0].first}-{self.next_step - 1})"
+        last = max(window.last for window in self.windows)
+        return f"Trace({len(self)} windows, steps {self.windows[0].first}-{last})"
 
 
 def holds_trace(path: str | os.PathLike[str]) -> bool:
@@ -296,10 +308,8 @@ def holds_trace(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _joined(one: Window, other: Window) -> Window:
-    snapshot = one.snapshot.merge(other.snapshot)
-    first, last = min(one.first, other.first), max(one.last, other.last)
-    return Window(first, last, one.phase, snapshot)
+def _is_finite(snapshot: Snapshot) -> bool:
+    return not any(record.lost_since for record in snapshot.records.values())
 
 
 def _small(window: Window) -> Window:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -48,7 +49,8 @@ def test_a_plain_loop(tmp_path: Path) -> None:
     assert "critical; " in out
     assert (tmp_path / "run" / "report.html").is_file()
     assert (tmp_path / "run" / "figures" / "evolution.png").is_file()
-    assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 5
+    lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert [line["phase"] for line in lines] == [*["train"] * 5, "eval"]
     assert (tmp_path / "trace.npz").is_file()
 
 

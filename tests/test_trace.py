@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,23 +58,57 @@ def test_the_long_table_names_step_and_phase(snapshots: list[ss.Snapshot]) -> No
     assert list(sites.step) == [0, 0, 0, 1, 1, 1]
 
 
-def test_merging_is_that_of_the_snapshots(snapshots: list[ss.Snapshot]) -> None:
+def test_merging_averages_the_snapshots(snapshots: list[ss.Snapshot]) -> None:
     merged = Trace(windows(snapshots)).merge()
     want = snapshots[0]
     for snapshot in snapshots[1:]:
-        want = want.merge(snapshot)
+        want = want.join(snapshot)
     columns = ["count", "z_mean", "z_var"]
     np.testing.assert_allclose(merged.neurons[columns], want.neurons[columns], rtol=1e-12)
 
 
-def test_a_long_trace_is_thinned_and_loses_no_row(snapshots: list[ss.Snapshot]) -> None:
-    trace = Trace(limit=8)
-    for k in range(60):
+@pytest.mark.parametrize("length", [60, 200, 333])
+def test_a_long_trace_keeps_true_windows_evenly(length: int, snapshots: list[ss.Snapshot]) -> None:
+    trace = Trace(limit=16)
+    for k in range(length):
         trace.append(Window(k, k, "train" if k % 5 else "eval", snapshots[k % 6]))
-    assert len(trace) <= 8
-    assert trace.next_step == 60
-    assert trace.sites[trace.sites.site == "0"]["count"].sum() == 60 * 40
-    assert trace[-1].first == 59
+    assert len(trace) == 16
+    assert trace.next_step == length
+    for phase, first in (("train", 1), ("eval", 0)):
+        steps = trace.phase(phase).steps
+        assert steps[0] == first
+        assert steps[-1] == max(k for k in range(length) if (k % 5 > 0) == (phase == "train"))
+    gaps = np.diff(trace.phase("train").steps)
+    assert gaps.max() <= 4 * max(gaps.min(), length / 16)
+    for window in trace:
+        assert window.first == window.last
+        want = snapshots[window.first % 6].sites.z_mean
+        np.testing.assert_array_equal(window.snapshot.sites.z_mean, want)
+
+
+def test_a_long_trace_keeps_where_values_ceased_to_be_finite(
+    snapshots: list[ss.Snapshot],
+) -> None:
+    sick = replace(
+        snapshots[0],
+        records={
+            name: replace(record, lost_since={"z": 37}) if name == "0" else record
+            for name, record in snapshots[0].records.items()
+        },
+    )
+    trace = Trace(limit=8)
+    for k in range(200):
+        trace.append(Window(k, k, "train", sick if k >= 37 else snapshots[k % 6]))
+    assert {36, 37} <= set(trace.steps)
+
+
+def test_the_steps_of_a_run_outlast_the_recorded_ones(
+    snapshots: list[ss.Snapshot], tmp_path: Path
+) -> None:
+    trace = Trace(windows(snapshots[:2]))
+    trace.steps_done = 90
+    trace.save(tmp_path / "t.npz")
+    assert Trace.load(tmp_path / "t.npz").next_step == trace.next_step == 90
 
 
 def test_an_empty_trace_says_so() -> None:

@@ -1,4 +1,8 @@
-"""Merging the readings of many steps of the same structure, all sites at once, in float64."""
+"""Adding up the readings of many steps of the same structure, all sites at once, in float64.
+
+As in :mod:`shiftscope.capture.totals`, what one stream has in one step is merged, and steps are
+averaged.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.capture.readings import RAW, Reading
+from shiftscope.capture.totals import Total, groups_of
 from shiftscope.tally import Moments
 
 __all__ = ["BIG", "COARSE", "HOPELESS", "LOST", "SMALL", "Block", "Key"]
@@ -45,24 +50,32 @@ class Block:
         self.starts = [0, *self.ends[:-1]]
         device = readings[0].mean.device
         self._widths = torch.tensor(widths, device=device)
+        self.single, self.groups = groups_of(key[0], key[1], widths)
+        grouped = sum(group.width for group in self.groups)
+        self._turns = [*self._members(device)]
+        # Of the readings, and of the groups behind them.
+        self.record = torch.zeros((3, self.ends[-1] + grouped), dtype=torch.float64, device=device)
         zeros = torch.zeros(self.ends[-1], dtype=torch.float64, device=device)
-        self.count, self.mean, self.m2 = zeros, zeros.clone(), zeros.clone()
         self.lost = zeros.clone()
+        self.first = torch.full_like(zeros, -1.0)
         self.doubt = torch.zeros(self.ends[-1], dtype=torch.bool, device=device)
         single = any(eps > torch.finfo(torch.float64).eps for _, eps in key[2])
         self._small = _SMALL if single else _SMALL_DOUBLE
         self._work = torch.empty((4, self.ends[-1]), dtype=torch.float64, device=device)
         self._flags = torch.empty((2, self.ends[-1]), dtype=torch.bool, device=device)
-        self._joined = torch.empty_like(self.mean, dtype=torch.float32)
+        self._joined = torch.empty_like(zeros, dtype=torch.float32)
         self._gradient = self._columns([float(flag) for flag in gradient])
         self._constants: tuple[Any, tuple[Any, ...]] | None = None
 
-    def add(self, readings: Sequence[Reading], inverse: Tensor | None) -> Tensor | None:
-        """Merge one step (Chan, Golub, LeVeque 1983).
+    def add(
+        self, readings: Sequence[Reading], inverse: Tensor | None, step: int = 0
+    ) -> Tensor | None:
+        """Add one step.
 
         Args:
             readings: Its readings, in the order of the key.
             inverse: One over the loss scale, or None.
+            step: Its number.
 
         Returns:
             ``[columns]`` uint8 sum of :data:`SMALL`, :data:`COARSE`, :data:`LOST` and :data:`BIG`;
@@ -77,12 +90,16 @@ class Block:
             variance.nan_to_num_(0.0, 0.0, 0.0).mul_(finite)
             rows = rows * finite
             self.lost += ~finite
+            self.first.masked_fill_(~finite & (self.first < 0), float(step))
         codes = self._judged(mean, variance, (bound, least), finite)
         factor = self._factor(shrink, inverse)
         if factor is not None:
             mean.mul_(factor)
             variance.mul_(factor).mul_(factor)
-        self._merge(rows, mean, variance)
+        if self.groups:
+            self._join(self.record[:, self.ends[-1] :], *self._of_groups(rows, mean, variance))
+        m2 = torch.mul(variance, rows, out=variance)
+        self._join(self.record[:, : self.ends[-1]], rows, mean, m2)
         self.steps += 1
         return codes
 
@@ -90,7 +107,7 @@ class Block:
         """The parts end to end in float64, in memory that is used again every step."""
         dtype = parts[0].dtype
         if dtype != self._joined.dtype:
-            self._joined = torch.empty_like(self.mean, dtype=dtype)
+            self._joined = torch.empty_like(self.lost, dtype=dtype)
         if all(part.dtype is dtype for part in parts):
             torch.cat(parts, out=self._joined)
             return self._work[place].copy_(self._joined)
@@ -126,16 +143,43 @@ class Block:
         scale = torch.where(self._gradient > 0, inverse.to(self._gradient.device), 1.0)
         return scale if shrink is None else scale * shrink
 
-    def _merge(self, rows: Tensor, mean: Tensor, variance: Tensor) -> None:
-        share, before = self._work[2], self._work[3]
-        before.copy_(self.count)
-        self.count.add_(rows)
-        torch.clamp(self.count, min=1.0, out=share)
-        torch.div(rows, share, out=share)
-        step = mean.sub_(self.mean)
-        self.m2.addcmul_(variance, rows)
-        self.mean.addcmul_(step, share)
-        self.m2.addcmul_(step.square_(), share.mul_(before))
+    @staticmethod
+    def _join(to: Tensor, rows: Tensor, mean: Tensor, m2: Tensor) -> None:
+        """Average a step into a record; how far the means have moved is no variance."""
+        to[0].add_(rows)
+        share = rows / to[0].clamp(min=1.0)
+        to[1].addcmul_(mean - to[1], share)
+        to[2].add_(m2)
+
+    def _of_groups(
+        self, rows: Tensor, mean: Tensor, variance: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Count, mean and m2 of each group in one step (Chan, Golub, LeVeque 1983)."""
+        count, middle, m2 = (torch.zeros_like(self.record[0, self.ends[-1] :]) for _ in range(3))
+        for index, there in self._turns:
+            more = rows[index] * there
+            before, count = count, count + more
+            step = mean[index] - middle
+            share = more / count.clamp(min=1.0)
+            middle = middle + step * share
+            m2 = m2 + variance[index] * more + step.square() * share * before
+        return count, middle, m2
+
+    def _members(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of the first reading of each group, the second, ...: its columns, and if there is one."""
+        most = max((len(group.numbers) for group in self.groups), default=0)
+        for turn in range(most):
+            columns: list[int] = []
+            there: list[float] = []
+            for group in self.groups:
+                known = turn < len(group.numbers)
+                start = self.starts[group.numbers[turn]] if known else 0
+                columns += range(start, start + group.width) if known else [0] * group.width
+                there += [float(known)] * group.width
+            yield (
+                torch.tensor(columns, device=device),
+                torch.tensor(there, dtype=torch.float64, device=device),
+            )
 
     def _finite(self, mean: Tensor, variance: Tensor) -> Tensor | None:
         """``[columns]`` bool, or None where everything is known to be finite."""
@@ -162,23 +206,33 @@ class Block:
         each = torch.tensor(values, dtype=torch.float64, device=self._widths.device)
         return each.repeat_interleave(self._widths, output_size=self.ends[-1])
 
-    def slots(self) -> Iterator[tuple[int, slice]]:
-        """Every write of a step: its slot, and the columns of the reading it got."""
-        for slot, number in zip(self.key[0], self.key[1], strict=True):
-            yield slot, slice(self.ends[number] - self.key[2][number][0], self.ends[number])
-
-    def totals(self) -> Iterator[tuple[int, Moments, Tensor]]:
-        """Slot, moments over all steps, and number of readings left out as not finite."""
-        moved = [t.detach().cpu() for t in (self.count, self.mean, self.m2, self.lost, self.doubt)]
-        count, mean, m2, lost, doubt = moved
+    def totals(self) -> Iterator[Total]:
+        """What all steps gave, for each stream; ``lost`` are whole readings."""
+        (count, mean, m2), lost, first, doubt = (
+            t.detach().cpu() for t in (self.record, self.lost, self.first, self.doubt)
+        )
         mean = torch.where(count > 0, mean, torch.nan)
         std = (m2 / count.clamp(min=1.0)).sqrt()
         scale = torch.maximum(mean.nan_to_num().abs(), std)
-        for number, (width, eps) in enumerate(self.key[2]):
-            at = slice(self.ends[number] - width, self.ends[number])
+        for slot, numbers, at in self._places():
+            eps = max(self.key[2][number][1] for number in numbers)
+            own = [slice(self.starts[number], self.ends[number]) for number in numbers]
             # A doubted column says so whatever it is merged with: its spread is below 4 eps·scale.
             told = std[at] / (2 * eps) + torch.finfo(torch.float32).tiny
-            scale[at] = torch.where(doubt[at], torch.maximum(scale[at], told), scale[at])
-        for (slot, at), number in zip(self.slots(), self.key[1], strict=True):
-            eps = self.key[2][number][1]
-            yield slot, Moments(count[at].long(), mean[at], m2[at], eps, scale[at]), lost[at]
+            doubted = torch.stack([doubt[part] for part in own]).any(0)
+            size = torch.where(doubted, torch.maximum(scale[at], told), scale[at])
+            moments = Moments(count[at].long(), mean[at], m2[at], eps, size)
+            since = torch.cat([first[part] for part in own])
+            known = since[since >= 0]
+            yield Total(
+                *(slot, moments, torch.stack([lost[part] for part in own]).sum(0)),
+                int(known.min()) if len(known) else -1,
+            )
+
+    def _places(self) -> Iterator[tuple[int, tuple[int, ...], slice]]:
+        """Each stream, its readings and its columns of the record."""
+        for slot, number in self.single:
+            yield slot, (number,), slice(self.starts[number], self.ends[number])
+        for group in self.groups:
+            start = self.ends[-1] + group.at
+            yield group.slot, group.numbers, slice(start, start + group.width)

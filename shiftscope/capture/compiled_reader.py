@@ -6,7 +6,8 @@ page is merged into the accumulators of the window in one call, and is used agai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,19 +38,49 @@ class _RecordTotals(Totals):
 
     def __init__(self, key: Structure, readings: Sequence[Any], gradient: Sequence[bool]) -> None:
         super().__init__(key, readings, gradient)
-        self.record = Record(self.ends[-1])
+        self.record = Record(self.ends[-1] + self.grouped)
+        self._step = Record(self.grouped)
         flags = torch.tensor(gradient, dtype=torch.float64, device="cpu")
         widths = torch.tensor(self.widths, device="cpu")
         self._gradient = flags.repeat_interleave(widths) > 0
+        self._first: dict[int, int] = {}
 
-    def _merge(self, pages: Sequence[tuple[Record, int]], inverse: Tensor | None) -> None:
+    def _add(
+        self,
+        pages: Sequence[tuple[Record, int]],
+        readings: Sequence[Any],
+        inverse: Tensor | None,
+        step: int,
+    ) -> None:
         factor, start = None, 0
         if inverse is not None:
             factor = torch.where(self._gradient, inverse.to("cpu"), 1.0)
+        starts = []
         for page, used in pages:
             if factor is not None:
                 part = factor[start : start + used]
                 page.data[1, :used] *= part
                 page.data[2, :used] *= part.square()
-            self.record.merge(page, used, start)
+            self.record.merge(page, used, start, drift=False)
+            starts.append(start)
             start += used
+        if self.groups:
+            self._add_groups(starts, [page for page, _ in pages])
+        count = torch.cat([page.data[0, :used] for page, used in pages])
+        if float(count.sum()) < sum(r.rows * r.width for r in readings):
+            for number, part in enumerate(count.split(self.widths)):
+                if bool((part < readings[number].rows).any()):
+                    self._first.setdefault(number, step)
+
+    def _first_losses(self, data: Tensor) -> Mapping[int, int]:
+        return self._first
+
+    def _add_groups(self, starts: Sequence[int], pages: Sequence[Record]) -> None:
+        """Merge the readings of each group, and add them as one."""
+        self._step.data.zero_()
+        for group in self.groups:
+            for number in group.numbers:
+                first = self.ends[number] - group.width
+                place = bisect_right(starts, first) - 1
+                self._step.merge(pages[place], group.width, group.at, first - starts[place])
+        self.record.merge(self._step, self.grouped, self.ends[-1], drift=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,13 +68,17 @@ class DeviceReaders:
         return sum(reader.used for reader in self._known())
 
     def merge(
-        self, writes: Sequence[tuple[int, Parts]], gradient: Sequence[bool], inverse: Tensor | None
+        self,
+        writes: Sequence[tuple[int, Parts]],
+        gradient: Sequence[bool],
+        inverse: Tensor | None,
+        step: int,
     ) -> Iterator[Totals]:
         """Merge a step (see :meth:`PagedReader.merge`)."""
         for reader in self._known():
             scale = None if inverse is None else inverse.to(reader.device)
             try:
-                yield from reader.merge(writes, gradient, scale)
+                yield from reader.merge(writes, gradient, scale, step)
             except Exception as error:  # this step is lost, and training goes on
                 self._give_up(reader.device, error)
 
@@ -123,11 +127,47 @@ class _DeviceTotals(Totals):
         device: torch.device,
     ) -> None:
         super().__init__(key, readings, gradient)
-        self.record = DeviceRecord(self.ends[-1], device)
+        self.record = DeviceRecord(self.ends[-1] + self.grouped, device)
+        self._step = DeviceRecord(self.grouped, device)
 
-    def _merge(self, pages: Sequence[Page], inverse: Tensor | None) -> None:
+    def _add(
+        self, pages: Sequence[Page], readings: Sequence[Any], inverse: Tensor | None, step: int
+    ) -> None:
         start = first = 0
-        for page in pages:
-            flags = self.gradient[first : first + len(page.readings)]
-            start = self.record.merge(page, start, flags, inverse)
-            first += len(page.readings)
+        for place, page in enumerate(pages):
+            facts = [(r.offset, r.width, r.parts, r.rows) for r in page.readings]
+            flags = self.gradient[first : first + len(facts)]
+            options: Any = {"gradient": flags, "inverse": inverse, "turn": step, "key": place}
+            self.record.merge(page, facts, start, drift=False, **options)
+            start += sum(width for _, width, _, _ in facts)
+            first += len(facts)
+        if self.groups:
+            self._add_groups(pages, inverse)
+
+    def _add_groups(self, pages: Sequence[Page], inverse: Tensor | None) -> None:
+        """Merge the readings of each group, one of each at a time, and add them as one."""
+        self._step.data.zero_()
+        flags = [self.gradient[group.numbers[0]] for group in self.groups]
+        where = [(page, r) for page in pages for r in page.readings]
+        for turn in range(max(len(group.numbers) for group in self.groups)):
+            chosen = [
+                where[group.numbers[turn]] if turn < len(group.numbers) else None
+                for group in self.groups
+            ]
+            for place, page in enumerate(pages):
+                facts = [
+                    (at[1].offset, at[1].width, at[1].parts, 0)
+                    if at is not None and at[0] is page
+                    else (0, group.width, 0, 0)  # nothing of it here
+                    for at, group in zip(chosen, self.groups, strict=True)
+                ]
+                if any(parts for _, _, parts, _ in facts):
+                    key = (turn, place)
+                    self._step.merge(page, facts, gradient=flags, inverse=inverse, key=key)
+        every = [(0, self.grouped, 1, 0)]
+        self.record.merge(self._step, every, self.ends[-1], drift=False, key="groups")
+
+    def _first_losses(self, data: Tensor) -> Mapping[int, int]:
+        parts = data[3, : self.ends[-1]].split(self.widths)
+        known = {number: part[part >= 0] for number, part in enumerate(parts)}
+        return {number: int(part.min()) for number, part in known.items() if len(part)}

@@ -78,6 +78,7 @@ class KernelReader:
         writes: Sequence[tuple[int, Reading]],
         gradient: Sequence[bool],
         inverse: Tensor | None,
+        step: int,
     ) -> Iterator[Block]:
         """Merge a step.
 
@@ -85,6 +86,7 @@ class KernelReader:
             writes: Slots and readings, in order.
             gradient: For each slot whether it is a gradient, to be divided by the loss scale.
             inverse: One over the loss scale, or None.
+            step: Its number.
 
         Yields:
             Accumulators of earlier steps of another structure, which are closed now.
@@ -101,7 +103,7 @@ class KernelReader:
                 for slot, number in zip(key[0], key[1], strict=True):
                     flags[number] |= gradient[slot]
                 block = self._block = Block(key, readings, flags)
-            self._heed(block, block.add(readings, inverse))
+            self._heed(block, block.add(readings, inverse, step))
 
     def close(self) -> Block | None:
         """The accumulators of the steps so far; new ones begin."""

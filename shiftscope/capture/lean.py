@@ -6,7 +6,7 @@ How tensors are read and the readings of a step merged is the business of the le
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from shiftscope.capture.mean_inputs import rows_input
 from shiftscope.capture.readings import kind_of
 from shiftscope.capture.recorder import SiteState, keep_weight
 from shiftscope.capture.sampling import PICTURE_ROWS
-from shiftscope.capture.totals import Totals
+from shiftscope.capture.totals import Total, Totals
 from shiftscope.capture.weights import MeanInput, rounding_scale, weight_facts
 from shiftscope.record import SiteInfo, SiteRecord, Stream
 from shiftscope.tally import Counts, Extrema, Moments
@@ -40,20 +40,21 @@ class LeanRecorder(Ledger):
 
     # -- the end of a window --------------------------------------------------------------------
 
-    def _fold(self) -> None:
-        """Move what was merged so far into the totals of the window."""
-        compiled = [] if self._compiled is None else self._compiled.close()
-        for totals in (*compiled, *self._devices.close(), self._kernels.close()):
-            if totals is not None:
-                self._add_all(totals)
-
-    def _add_all(self, totals: Totals | Block) -> None:
+    def _add_all(self, totals: Totals | Block, add: Callable[[int, Moments], None]) -> None:
         self._note_floors(totals.key[0], totals.key[1])
-        for slot, moments, lost in totals.totals():
-            self._add_total(slot, moments)
-            if bool((lost > 0).any()):
-                before = self._lost.get(slot)
-                self._lost[slot] = lost if before is None else before + lost
+        for total in totals.totals():
+            add(total.slot, total.moments)
+            if bool((total.lost > 0).any()):
+                self._note_loss(total)
+
+    def _note_loss(self, total: Total) -> None:
+        state, name = self.slots[total.slot]
+        before = self._lost.get(total.slot)
+        if before is None or len(before) == len(total.lost):
+            self._lost[total.slot] = total.lost if before is None else before + total.lost
+        if total.since >= 0:
+            name = name.removesuffix("_alone")
+            state.lost_since[name] = min(total.since, state.lost_since.get(name, total.since))
 
     def _note_floors(self, slots: Iterable[int], numbers: Iterable[int]) -> None:
         """An activation that reads what a linear op wrote shares the rounding of its sums."""
@@ -72,7 +73,28 @@ class LeanRecorder(Ledger):
             state, name = self.slots[slot]
             state.notes[f"{name} had several widths; only the first is kept"] = None
             return
-        self._totals[slot] = moments if before is None else before.merge(moments)
+        self._totals[slot] = moments if before is None else before.join(moments)
+
+    def settle(self) -> None:
+        """Read the weights now that the first step of a window has ended.
+
+        Shifts and angles are those of this step: its weights and its mean inputs, while means and
+        variances go on to be averaged over all steps of the window.
+        """
+        self._fold()
+        self._mean_images.hand_out()
+        for state in self.states.values():
+            op, a, z = state.weight, self._known(state, "a"), self._known(state, "z")
+            if op is None or op.x2 is not None or a is None or z is None or state.facts is not None:
+                continue
+            mean_input = rows_input(op, a) if op.patches is None else state.mean_input
+            facts = weight_facts(op, mean_input, int(z.count.max()))
+            if facts is not None:
+                state.facts = replace(facts, z_mean=z.mean.numpy())
+
+    def _known(self, state: SiteState, name: str) -> Moments | None:
+        number = self._numbers.get((state.info.site, name))
+        return None if number is None else self._totals.get(number)
 
     def records(self, *, backward: bool = True) -> dict[str, SiteRecord]:
         """The frozen records of all flushed steps since the last :meth:`restart`."""
@@ -101,33 +123,29 @@ class LeanRecorder(Ledger):
     def _to_stream(self, slot: int, moments: Moments, known: dict[int, Extrema]) -> None:
         """Complete a stream; ``known`` are the extrema of samples, which several streams share."""
         state, name = self.slots[slot]
-        sample = self._sampler.get(slot)
+        sample, lost = self._sampler.get(slot), self._lost.get(slot)
         counts = extrema = None
         if sample is not None:
-            bounds = None
-            if state.info.kind == "activation" and name == "z":
-                bounds = saturation_bounds(state.info.op, dict(state.info.params))
-            extrema = known.get(id(sample.rows))
-            if extrema is None:
-                extrema = known[id(sample.rows)] = Extrema.of(sample.rows)
+            rows = moments.count if lost is None else moments.count + lost
+            if sample.kept == int(rows.max()):  # a part of the rows knows no extrema
+                extrema = known.get(id(sample.rows))
+                if extrema is None:
+                    extrema = known[id(sample.rows)] = Extrema.of(sample.rows)
             if name == "z":
-                counts = Counts.of(sample.rows, saturated_outside=bounds)
-        lost = self._lost.get(slot)
+                counts = Counts.of(sample.rows, saturated_outside=_bounds(state))
         if lost is not None:
-            none = torch.zeros_like(lost.long())
-            told = Counts(lost.long(), none, none, lost.long())
-            counts = told if counts is None else counts.merge(told)
-            state.notes[f"non-finite values of {name} were left out"] = None
-        stream = Stream(moments, extrema, counts, sample)
-        state.streams[name] = stream
+            counts = _with_lost(counts, lost.long())
+            stream = name.removesuffix("_alone")
+            state.notes[f"non-finite values of {stream} were left out"] = None
+        state.streams[name] = Stream(moments, extrema, counts, sample)
         state.seen[name] = int(moments.count.max())
 
     def _finish(self, state: SiteState) -> Tensor | None:
         """Complete the mean input of a linear site; the size of the terms its sums were made of."""
         op, a = state.weight, state.streams.get("a")
-        if op is None or a is None or op.x2 is not None or state.facts is not None:
+        if op is None or a is None or op.x2 is not None:
             return None
-        if op.patches is None and state.mean_input is None:
+        if op.patches is None and state.mean_input is None and state.facts is None:
             state.mean_input = rows_input(op, a.moments)
         floor = rounding_scale(op, a)
         return None if floor is None else floor.cpu()
@@ -249,6 +267,22 @@ class LeanRecorder(Ledger):
         """Record one gradient stream; called from autograd's threads."""
         if grad.shape[dim] and not grad.is_sparse:
             self.take(self.slot(state, name), grad, kind_of(grad, dim), dim)
+
+
+def _bounds(state: SiteState) -> tuple[float, float] | None:
+    """Where the function of an activation site is taken to be saturated."""
+    if state.info.kind != "activation":
+        return None
+    return saturation_bounds(state.info.op, dict(state.info.params))
+
+
+def _with_lost(counts: Counts | None, lost: Tensor) -> Counts:
+    """Counts of a row sample, and all values that were not finite, in the sample or not."""
+    none = torch.zeros_like(lost)
+    if counts is None:
+        return Counts(lost, none, none, lost)
+    more = (lost - counts.nonfinite).clamp(min=0)
+    return counts.merge(Counts(more, none, none, more))
 
 
 def _raise_floor(state: SiteState, floor: Tensor | None) -> None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -78,13 +79,14 @@ class Ledger(Recorder):
     def __init__(self, settings: Settings, scaler: Any = None) -> None:
         super().__init__(settings)
         self.scaler = scaler
-        self.detail = False
+        self.detail, self.step = False, 0
         self.plans: dict[str, list[Any]] = {}
         self.slots: list[tuple[SiteState, str]] = []
         self._numbers: dict[tuple[str, str], int] = {}
         self._gradient: list[bool] = []
         self._imaged: list[bool] = []
         self._totals: dict[int, Moments] = {}
+        self._pieces: dict[int, Moments] = {}
         self._lost: dict[int, Tensor] = {}
         self._fed_by: dict[SiteState, SiteState] = {}
         self._pending: list[tuple[int, Found]] = []
@@ -219,31 +221,68 @@ class Ledger(Recorder):
         """
         pending, events, images = self._withdraw()
         inverse = self._inverse_scale()
-        columns, parts, readings = [], [], []
+        kinds: dict[Any, list[Any]] = {Columns: [], Parts: [], Reading: [], Moments: []}
         for slot, found in pending:
-            if type(found) is Columns:
-                columns.append((slot, found))
-            elif type(found) is Parts:
-                parts.append((slot, found))
-            elif type(found) is Reading:
-                readings.append((slot, found))
-            else:
-                self._add_total(slot, self._unscaled(slot, found, inverse))
-        if self._compiled is not None:
-            for totals in self._compiled.merge(columns, self._gradient, inverse):
-                self._add_all(totals)
-        for totals in self._devices.merge(parts, self._gradient, inverse):
-            self._add_all(totals)
-        for block in self._kernels.merge(readings, self._gradient, inverse):
-            self._add_all(block)
+            kinds[type(found)].append((slot, found))
+        in_pieces = not ended or bool(self._pieces) or _mixed(kinds)
+        if in_pieces:
+            self._fold()  # so that what is closed below is of this step alone
+        self._merge(kinds, inverse)
+        add = self._add_piece if in_pieces or not ended else self._add_total
+        for slot, moments in self._exact(kinds[Moments], inverse).items():
+            add(slot, moments)
+        if in_pieces:
+            for totals in self._closed():
+                self._add_all(totals, self._add_piece)
+        if ended:
+            for slot, moments in self._pieces.items():
+                self._add_total(slot, moments)
+            self._pieces.clear()
         _count(events)
         self._mean_images.add(images)
         self._sampler.keep()
         self.epoch += ended
 
+    def _merge(self, kinds: dict[Any, list[Any]], inverse: Tensor | None) -> None:
+        """Give each reader what it read."""
+        closed: list[Iterator[Totals | Block]] = [
+            self._devices.merge(kinds[Parts], self._gradient, inverse, self.step),
+            self._kernels.merge(kinds[Reading], self._gradient, inverse, self.step),
+        ]
+        if self._compiled is not None:
+            closed.append(self._compiled.merge(kinds[Columns], self._gradient, inverse, self.step))
+        for totals in chain.from_iterable(closed):
+            self._add_all(totals, self._add_total)
+
+    def _exact(
+        self, found: list[tuple[int, Moments]], inverse: Tensor | None
+    ) -> dict[int, Moments]:
+        """Exact moments of the step, one for each stream."""
+        known: dict[int, Moments] = {}
+        for slot, moments in found:
+            mine = self._unscaled(slot, moments, inverse)
+            known[slot] = _merged(known.get(slot), mine)
+        return known
+
+    def _add_piece(self, slot: int, moments: Moments) -> None:
+        """Keep a piece of the running step: of a long one that was emptied before its end."""
+        self._pieces[slot] = _merged(self._pieces.get(slot), moments.to("cpu"))
+
+    def _closed(self) -> list[Totals | Block]:
+        """The accumulators of all steps so far; the readers begin new ones."""
+        compiled: list[Totals] = [] if self._compiled is None else self._compiled.close()
+        block = self._kernels.close()
+        return [*compiled, *self._devices.close(), *([] if block is None else [block])]
+
+    def _fold(self) -> None:
+        """Move what was merged so far into the totals of the window."""
+        for totals in self._closed():
+            self._add_all(totals, self._add_total)
+
     def discard(self) -> None:
         """Throw away what was read since the last flush."""
         self._withdraw()
+        self._pieces.clear()
         if self._compiled is not None:
             self._compiled.clear()
         self._devices.clear()
@@ -270,8 +309,8 @@ class Ledger(Recorder):
         self._local = _Local()  # what any thread read last has lost its place
         return taken[0], taken[1], taken[2]
 
-    def _add_all(self, totals: Totals | Block) -> None:
-        """Add the accumulators of steps of one structure to the totals of the window."""
+    def _add_all(self, totals: Totals | Block, add: Callable[[int, Moments], None]) -> None:
+        """Add the accumulators of steps of one structure: to the window, or to the step."""
         raise NotImplementedError
 
     def _add_total(self, slot: int, moments: Moments) -> None:
@@ -292,6 +331,19 @@ class Ledger(Recorder):
             m2=moments.m2 * factor.square(),
             scale=moments.scale * factor,
         )
+
+
+def _mixed(kinds: dict[Any, list[Any]]) -> bool:
+    """Whether some stream was read in several ways in one step."""
+    ways = [{slot for slot, _ in found} for found in kinds.values() if found]
+    return len(ways) > 1 and len(set().union(*ways)) < sum(len(slots) for slots in ways)
+
+
+def _merged(one: Moments | None, other: Moments) -> Moments:
+    """Of one step; the first of several widths is kept."""
+    if one is None or len(one.mean) != len(other.mean):
+        return other if one is None else one
+    return one.merge(other)
 
 
 def _count(events: Sequence[Event]) -> None:

@@ -26,7 +26,7 @@ from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
 from shiftscope.capture.module_kinds import has_fast_path, is_single, takes_fast_path
 from shiftscope.capture.neuron_dims import neurons_lie
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
-from shiftscope.capture.recorder import Recorder, SiteState
+from shiftscope.capture.recorder import Recorder
 from shiftscope.capture.sites import Frame, Names
 from shiftscope.capture.trail import Trail
 
@@ -224,9 +224,12 @@ class Attachment:
             return out
         hook_linear(recorder, state, op, out, edge, count=not run.recomputing)
         if frame.plans is not None and not run.recomputing:
-            self._keep_weight(recorder, state, op)
+            passing = self._is_passing(op)
+            if passing and recorder.detail:
+                recorder.read_weight_now(state, op)
             plan = LinearPlan.of(Call(func, args, kwargs, recorder, state), op, out)
             if plan is not None:
+                plan.passing = passing
                 plan.learn(out, edge)
             _remember(frame, plan, counted)
         return out
@@ -240,8 +243,7 @@ class Attachment:
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.activation(frame, op.op)
         state, z = recorder.states.get(site) if run.recomputing else None, None
-        before = None if state is None else state.lies
-        lies = neurons_lie(op, run.trail.marks, self.names.paths, before)
+        lies = neurons_lie(op, run.trail.marks, self.names.paths, state and state.lies)
         dim, edge = lies.dim, edge_of(op.x)
         if not run.recomputing:
             state, z = recorder.activation(site, frame.path, op, dim)
@@ -281,11 +283,10 @@ class Attachment:
         finally:
             run.stack.remove(inner)
 
-    def _keep_weight(self, recorder: Any, state: SiteState, op: LinearOp) -> None:
-        """A weight that no module holds when nothing runs is read now: it may not exist later."""
+    def _is_passing(self, op: LinearOp) -> bool:
+        """Whether no module holds the weight when nothing runs: it may not exist later."""
         weight = op.weight if op.weight._base is None else op.weight._base
-        if recorder.detail and id(weight) not in self.names.owners:
-            recorder.read_weight_now(state, op)
+        return id(weight) not in self.names.owners
 
     def _mark(self, frame: Frame, weight: Tensor) -> None:
         owner = self.names.owner_of(weight)

@@ -67,6 +67,7 @@ class SiteState:
     shares_due: int = 0
     shares: int = 0
     notes: dict[str, None] = field(default_factory=dict)
+    lost_since: dict[str, int] = field(default_factory=dict)
     lies: Lies | None = None
 
     def place(self, lies: Lies) -> None:
@@ -77,6 +78,7 @@ class SiteState:
     def restart(self) -> None:
         """Forget the numbers of a window; what is known of the op stays."""
         self.streams, self.seen, self.notes, self.mean_input = {}, {}, {}, None
+        self.lost_since = {}
         self.facts = None
         self.calls = self.samples = self.hooked = self.arrived = 0
         self.repeated = self.shares_due = self.shares = 0
@@ -340,6 +342,7 @@ def _freeze(state: SiteState, backward: bool) -> SiteRecord:
         facts,
         tuple(notes),
         paired=state.shares == state.shares_due,
+        lost_since=dict(state.lost_since),
     )
 
 

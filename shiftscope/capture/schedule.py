@@ -21,8 +21,9 @@ class Schedule:
     """Decides after each step whether the next one is recorded, and keeps the accounts.
 
     Under a budget the time that recording takes is measured on this very run, as the difference of
-    recorded and bare steps and the time spent between steps. One step is recorded on credit right
-    after the warm-up; from then on only while ``spent + expected <= budget * elapsed``.
+    recorded and bare steps and the time spent between steps. The very first step is recorded on
+    credit (it shows the network as it was initialised); from then on a step is recorded only while
+    ``spent + expected <= budget * elapsed``.
 
     Args:
         every: Record every N-th step, beginning with the first; None for the budget.
@@ -54,11 +55,16 @@ class Schedule:
         self._bare: deque[float] = deque(maxlen=_KNOWN)
         self._extra: deque[float] = deque(maxlen=_KNOWN)
         self._left: float | None = None
-        self._entered = 0.0
+        self._entered = self._own = 0.0
+        self._owed: float | None = None
 
     def first(self) -> bool:
         """Whether the very first step is recorded."""
-        return self.every is not None and self.steps % self.every == 0
+        return self.every is None or self.steps % self.every == 0
+
+    def took(self, seconds: float) -> None:
+        """Time that putting a recorded step away took, before it ended."""
+        self._own = seconds
 
     def enter(self) -> None:
         """A step has ended, and the work between steps begins."""
@@ -76,9 +82,11 @@ class Schedule:
         self.steps += 1
         self.recorded += recorded
         now = self.clock()
-        if self._left is not None:
+        if recorded and not self._bare:
+            self._borrow(self._own + now - self._entered)
+        elif self._left is not None:
             self._account(self._entered - self._left, now - self._entered, recorded)
-        self._left = now
+        self._left, self._own = now, 0.0
         return self._next()
 
     def pause(self) -> None:
@@ -94,25 +102,39 @@ class Schedule:
             told["step_seconds"] = median(self._bare)
         return told
 
+    def _borrow(self, known: float) -> None:
+        """A step is recorded before anybody can know what it costs; some of it is known at once."""
+        self._owed = known if self._owed is None else self._owed + known
+        self.spent += known
+        self.elapsed += known
+
     def _account(self, step: float, between: float, recorded: bool) -> None:
         if self.steps - self._start <= _WARM_UP:
             return
         self.elapsed += step + between
         extra = between
         if recorded:
-            extra += max(0.0, step - (median(self._bare) if self._bare else step))
-            if self._bare:
-                self._extra.append(extra)
+            extra += max(0.0, step - median(self._bare))
+            self._extra.append(extra)
+            self._settle(extra)
         else:
             self._bare.append(step)
         self.spent += extra
 
+    def _settle(self, extra: float) -> None:
+        """The first steps will have cost as much as the first one that could be measured."""
+        if self._owed is not None:
+            rest = max(0.0, extra - self._owed)
+            self.spent += rest
+            self.elapsed += rest
+            self._owed = None
+
     def _next(self) -> bool:
         if self.every is not None:
             return self.steps % self.every == 0
-        done = self.steps - self._start
-        if done <= _WARM_UP or not self._bare:
+        if self.steps - self._start <= _WARM_UP or not self._bare:
             return False
-        if not self._extra:
-            return self.recorded == 0
-        return self.spent + median(self._extra) <= self.budget * (self.elapsed - self.spent)
+        if not self.recorded:
+            return True
+        expected = median(self._extra or [max(self._owed or 0.0, median(self._bare))])
+        return self.spent + expected <= self.budget * (self.elapsed - self.spent)

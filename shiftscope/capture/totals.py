@@ -1,15 +1,19 @@
 """Accumulators over the steps of a window, and the readers whose readings they take.
 
 A reader writes the moments of every tensor of a step to pages of columns; at the end of the step
-the pages are merged at once into the totals of the window. Steps of another structure (another set
+the pages are put into the totals of the window at once. Steps of another structure (another set
 of tensors, another order) get totals of their own, which wait beside them: closing totals on a GPU
 waits for the GPU.
+
+What one stream has in one step is merged as if it were one tensor; steps are averaged, since
+between them the weights move (:meth:`shiftscope.tally.Moments.join`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -20,10 +24,70 @@ from torch import Tensor
 from shiftscope.tally import Moments
 from shiftscope.tally.native import EPS
 
-__all__ = ["PagedReader", "Structure", "Totals"]
+__all__ = ["Group", "PagedReader", "Structure", "Total", "Totals", "groups_of"]
 
 Structure = tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]
 """Slots in order of writing, number of the reading each one got, width and dtype of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What the steps of a window gave for one stream.
+
+    Attributes:
+        slot: The stream.
+        moments: Averages over the steps.
+        lost: ``[neurons]`` elements that were left out as not finite.
+        since: The first step at which some were; -1 for none.
+    """
+
+    slot: int
+    moments: Moments
+    lost: Tensor
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Readings of one stream in one step: micro-batches, or a module that is used again.
+
+    Attributes:
+        slot: The stream.
+        numbers: The readings.
+        width: Their number of neurons.
+        at: First of its columns among those of all groups.
+    """
+
+    slot: int
+    numbers: tuple[int, ...]
+    width: int
+    at: int
+
+
+def groups_of(
+    slots: Sequence[int], numbers: Sequence[int], widths: Sequence[int]
+) -> tuple[list[tuple[int, int]], list[Group]]:
+    """Streams that were read once in a step, and those that were read more often.
+
+    Args:
+        slots: Streams in order of writing.
+        numbers: Number of the reading that each one got.
+        widths: Number of neurons of each reading.
+
+    Returns:
+        ``(slot, number)`` of the first kind, and the groups.
+    """
+    of_slot: dict[tuple[int, int], list[int]] = {}
+    for slot, number in zip(slots, numbers, strict=True):
+        of_slot.setdefault((slot, widths[number]), []).append(number)
+    single = [(slot, own[0]) for (slot, _), own in of_slot.items() if len(own) == 1]
+    groups, at = [], 0
+    for (slot, width), own in of_slot.items():
+        if len(own) > 1:
+            groups.append(Group(slot, tuple(own), width, at))
+            at += width
+    return single, groups
+
 
 _STRUCTURES = 16
 """Structures whose totals are kept open; a training loop alternates between a few."""
@@ -39,41 +103,65 @@ class Totals(ABC):
     """
 
     record: Any
-    """Has ``data``, ``[3, columns]`` float64: count, mean and m2."""
+    """Has ``data``, ``[3, columns]`` float64: count, mean and m2; groups behind the readings."""
 
     def __init__(self, key: Structure, readings: Sequence[Any], gradient: Sequence[bool]) -> None:
         self.key = key
         self.gradient = gradient
         self.widths = [reading.width for reading in readings]
         self.ends = list(accumulate(self.widths))
+        self.single, self.groups = groups_of(key[0], key[1], self.widths)
+        self.grouped = sum(group.width for group in self.groups)
         self._eps = [EPS[reading.dtype] for reading in readings]
         self._rows = [0] * len(readings)
 
-    def add(self, pages: Sequence[Any], readings: Sequence[Any], inverse: Tensor | None) -> None:
-        """Merge one step (Chan, Golub, LeVeque 1983).
+    def add(
+        self, pages: Sequence[Any], readings: Sequence[Any], inverse: Tensor | None, step: int
+    ) -> None:
+        """Add one step.
 
         Args:
             pages: The columns that were read in it, in order.
             readings: Its readings.
             inverse: One over the loss scale, or None.
+            step: Its number.
         """
-        self._merge(pages, inverse)
+        self._add(pages, readings, inverse, step)
         self._rows = [rows + r.rows for rows, r in zip(self._rows, readings, strict=True)]
 
     @abstractmethod
-    def _merge(self, pages: Sequence[Any], inverse: Tensor | None) -> None:
-        """Merge the pages into the record, gradients times ``inverse``."""
+    def _add(
+        self, pages: Sequence[Any], readings: Sequence[Any], inverse: Tensor | None, step: int
+    ) -> None:
+        """Add the pages to the record, gradients times ``inverse``; note what was not finite."""
 
-    def totals(self) -> Iterator[tuple[int, Moments, Tensor]]:
-        """Slot, moments over all steps, and number of elements left out as not finite."""
-        count, mean, m2 = self.record.data.cpu()
+    @abstractmethod
+    def _first_losses(self, data: Tensor) -> Mapping[int, int]:
+        """Readings in which elements were not finite -> first step at which some were."""
+
+    def totals(self) -> Iterator[Total]:
+        """What all steps gave, for each stream."""
+        data = self.record.data.cpu()
+        first = self._first_losses(data)
+        count, mean, m2 = data[:3]
         mean = torch.where(count > 0, mean, torch.nan)
         std = (m2 / count.clamp(min=1.0)).sqrt()
         scale = torch.maximum(mean.nan_to_num().abs(), std)
-        for slot, number in zip(*self.key[:2], strict=True):
-            at = slice(self.ends[number] - self.widths[number], self.ends[number])
-            moments = Moments(count[at].long(), mean[at], m2[at], self._eps[number], scale[at])
-            yield slot, moments, self._rows[number] - count[at]
+        for slot, numbers, at in self._places():
+            eps = max(self._eps[number] for number in numbers)
+            moments = Moments(count[at].long(), mean[at], m2[at], eps, scale[at])
+            rows = sum(self._rows[number] for number in numbers)
+            since = min((first[number] for number in numbers if number in first), default=-1)
+            yield Total(slot, moments, rows - count[at], since)
+
+    def _places(self) -> Iterator[tuple[int, tuple[int, ...], slice]]:
+        """Each stream, its readings and its columns of the record."""
+        for slot, number in self.single:
+            end = self.ends[number]
+            yield slot, (number,), slice(end - self.widths[number], end)
+        for group in self.groups:
+            start = self.ends[-1] + group.at
+            yield group.slot, group.numbers, slice(start, start + group.width)
 
 
 class PagedReader(ABC):
@@ -100,6 +188,7 @@ class PagedReader(ABC):
         writes: Sequence[tuple[int, Any]],
         gradient: Sequence[bool],
         inverse: Tensor | None,
+        step: int,
     ) -> Iterator[Totals]:
         """Merge a step, and begin the next; readings that nobody wrote down go unused.
 
@@ -107,6 +196,7 @@ class PagedReader(ABC):
             writes: Slots and readings, in order.
             gradient: For each slot whether it is a gradient, to be divided by the loss scale.
             inverse: One over the loss scale, or None.
+            step: Its number.
 
         Yields:
             Accumulators of another structure that are closed now, as there were too many.
@@ -125,7 +215,7 @@ class PagedReader(ABC):
                 for slot, number in known:
                     flags[number] |= gradient[slot]
                 totals = self._open[key] = self._new(key, readings, flags)
-            totals.add(pages, readings, inverse)
+            totals.add(pages, readings, inverse, step)
         self.give_back(pages)
 
     def close(self) -> list[Totals]:

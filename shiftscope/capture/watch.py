@@ -13,19 +13,18 @@ from torch import nn
 
 from shiftscope.capture import distributed
 from shiftscope.capture.boundary_moves import BoundaryTracker
-from shiftscope.capture.conditions import check, described, is_capturing, sample_budget
-from shiftscope.capture.coverage import coverage, missing
+from shiftscope.capture.conditions import check, is_capturing, sample_budget
 from shiftscope.capture.lean import LeanRecorder
-from shiftscope.capture.pictures import pictures
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Settings
+from shiftscope.capture.scaling import LossScale
 from shiftscope.capture.schedule import Schedule
 from shiftscope.capture.sites import unwrapped
 from shiftscope.capture.stance import Eager
-from shiftscope.capture.windows import OpenWindow, main_phase, matching, optimizer_of, since
+from shiftscope.capture.windows import OpenWindow, main_phase, optimizer_of, since
 from shiftscope.errors import MeasureError, UsageError
 from shiftscope.snapshot import Snapshot
-from shiftscope.trace import Trace, Window
+from shiftscope.trace import Trace
 
 __all__ = ["Probe", "watch"]
 
@@ -45,6 +44,7 @@ def watch(
     window: int | None = None,
     seed: int = 0,
     resume: Trace | None = None,
+    start: int | None = None,
     boundaries: str | Iterable[str] | None = None,
 ) -> Probe:
     """Watch a training run: means, variances and gains at every site, over time.
@@ -59,10 +59,12 @@ def watch(
         budget: Share of the training time that recording may take, measured on this run.
         sites: Pattern or patterns (``fnmatch``) of the sites to keep.
         rows: Largest row sample for quantiles.
-        scaler: The ``GradScaler``, for true gradients; overflow steps are left out.
+        scaler: The ``GradScaler``, for true gradients; overflow steps are left out. If it is not
+            given, the one that makes the first recorded step is found.
         window: Recorded steps in one window of the trace; None chooses.
         seed: Seed of the row sample.
         resume: The trace of an earlier part of this run; steps go on where it ended.
+        start: Number of the first step, where it is neither 0 nor where the trace ended.
         boundaries: Pattern or patterns of the layers whose activation boundaries are followed
             over each recorded step (``probe.boundaries``); None for none.
 
@@ -84,7 +86,7 @@ def watch(
     """
     return Probe(
         model, optimizer, every, budget, sites, rows, scaler,
-        window=window, seed=seed, resume=resume, boundaries=boundaries,
+        window=window, seed=seed, resume=resume, start=start, boundaries=boundaries,
     )  # fmt: skip
 
 
@@ -102,6 +104,8 @@ class Probe:
         window: Recorded steps in one window of the trace.
         seed: Seed of the row sample.
         resume: The trace of an earlier part of this run.
+        start: Number of the first step.
+        boundaries: Pattern or patterns of the layers whose boundaries are followed.
 
     Attributes:
         trace: The finished windows.
@@ -122,6 +126,7 @@ class Probe:
         window: int | None = None,
         seed: int = 0,
         resume: Trace | None = None,
+        start: int | None = None,
         boundaries: str | Iterable[str] | None = None,
     ) -> None:
         check(model, optimizer, rows, scaler, window)
@@ -129,14 +134,12 @@ class Probe:
         self.trace = Trace() if resume is None else resume
         self.overflows = 0
         self.boundaries = None if boundaries is None else BoundaryTracker(inner, boundaries)
-        self._schedule = Schedule(every, budget, self.trace.next_step)
+        self._schedule = Schedule(every, budget, self.trace.next_step if start is None else start)
         self._span = window or (max(1, _SPAN // every) if every else 1)
         self._settings = Settings(rows, seed, distributed.rank(), sample_budget(inner))
         self._patterns = (sites,) if isinstance(sites, str) else tuple(sites)
         self._model = weakref.ref(inner)
-        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        self._scaling: Any = None
-        self._stepped = True
+        self._scale = LossScale(scaler)
         self._lock = threading.RLock()
         self._recorders: dict[str, LeanRecorder] = {}
         self._open: dict[str, OpenWindow] = {}
@@ -200,10 +203,13 @@ class Probe:
 
     def _before_step(self) -> None:
         # Before the update: gradients are complete, and the weights are still those they belong to.
-        self._stepped = True
+        began = self._schedule.clock()
+        self._scale.stepped()
         if not self._recording or self._done:
             return
         with self._lock:
+            if self._scale.found():
+                self._adopt_scaler()
             for phase in list(self._recorders):
                 self._flush(phase)
             window = self._open.get("train")
@@ -212,12 +218,14 @@ class Probe:
                     self._close(phase)
                 if self._attachment is not None:
                     self._attachment.refresh()
+        self._schedule.took(self._schedule.clock() - began)
 
     def _after_step(self) -> None:
         if self._done:
             return
         self._schedule.enter()
         recorded, stays = self._recording, self._schedule.every == 1
+        self.trace.steps_done = self._schedule.steps + 1
         if recorded and self.boundaries is not None:
             self.boundaries.step(self._schedule.steps)
         if recorded and not stays:
@@ -261,12 +269,12 @@ class Probe:
             phase = self._forced or self._phase()
             recorder = self._recorders.get(phase)
             if recorder is None:
-                recorder = LeanRecorder(self._settings, self._scaler)
+                recorder = LeanRecorder(self._settings, self._scale.scaler)
                 self._recorders[phase] = recorder
             window = self._open.get(phase)
             if window is None:
                 window = self._open[phase] = OpenWindow(self._schedule.steps)
-            if recorder.crowded and self._scaler is None:
+            if recorder.crowded and self._scale.scaler is None:
                 recorder.flush(ended=False)
             recorder.detail = window.steps == 0
             window.forwards += 1
@@ -279,29 +287,35 @@ class Probe:
 
     def _set_overflow_apart(self) -> None:
         """A scaler that was updated without a step of its optimizer had found an overflow."""
-        if self._scaler is None:
-            return
-        states = self._scaler._per_optimizer_states
-        if self._scaling is None:
-            self._scaling = states
-        if states is self._scaling:
-            return
-        self._scaling = states
-        if not self._stepped:
+        self._scale.begins()
+        if self._scale.overflowed():
             self.overflows += 1
-            recorder = self._recorders.get("train")
-            if recorder is not None:
-                recorder.discard()
-            window = self._open.get("train")
-            if window is not None:
-                window.forwards = 0
-        self._stepped = False
+            self._discard()
+
+    def _adopt_scaler(self) -> None:
+        """From the first step on that a scaler makes, gradients are divided by its scale."""
+        for recorder in self._recorders.values():
+            recorder.scaler = self._scale.scaler
+        window = self._open.get("train")
+        if window is not None and window.forwards > 1:
+            self._discard()  # perhaps of steps that overflowed, before it was known
+
+    def _discard(self) -> None:
+        """Forget the training step under way."""
+        recorder, window = self._recorders.get("train"), self._open.get("train")
+        if recorder is not None:
+            recorder.discard()
+        if window is not None:
+            window.forwards = 0
 
     def _flush(self, phase: str) -> None:
         recorder, window = self._recorders.get(phase), self._open.get(phase)
         if recorder is None or window is None or not window.forwards:
             return
+        recorder.step = self._schedule.steps
         recorder.flush()
+        if not window.steps and self._span > 1:
+            recorder.settle()
         window.ended(self._schedule.steps)
 
     # -- results --------------------------------------------------------------------------------
@@ -344,7 +358,7 @@ class Probe:
             self._handles.pop().remove()
         self._attachment = None
         self._recorders.clear()
-        self._scaler = self._scaling = None
+        self._scale = LossScale(None)
 
     @property
     def attached(self) -> bool:
@@ -370,6 +384,7 @@ class Probe:
             self._leave()
 
     def _close_all(self) -> None:
+        self._set_overflow_apart()
         for phase in list(self._recorders):
             self._flush(phase)
         for phase in list(self._open):
@@ -381,20 +396,10 @@ class Probe:
         attachment = self._attachment
         if not window.steps or recorder is None or attachment is None:
             return
-        records = recorder.records(backward=phase == "train")
-        shown = matching(records, self._patterns)
-        if shown:
-            snapshot = Snapshot(
-                records=shown,
-                gaps=tuple(missing(attachment)),
-                manifest={
-                    **described(self._model(), phase, self._settings),
-                    **window.told(),
-                    "overflow_steps": self.overflows,
-                    "schedule": self._schedule.summary(),
-                },
-                coverage=coverage(attachment, recorder.states, 0.0),
-                pictures=pictures({name: recorder.states[name] for name in shown}),
-            )
-            self.trace.append(Window(window.first, window.last, phase, snapshot))
+        about = {"overflow_steps": self.overflows, "schedule": self._schedule.summary()}
+        made = window.closed(
+            (self._model(), phase, self._settings), recorder, attachment, self._patterns, about
+        )
+        if made is not None:
+            self.trace.append(made)
         recorder.restart()

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
+from shiftscope.capture.conditions import described
+from shiftscope.capture.coverage import coverage, missing
+from shiftscope.capture.lean import LeanRecorder
+from shiftscope.capture.pictures import pictures
+from shiftscope.capture.probe import Attachment
+from shiftscope.capture.recorder import Settings
 from shiftscope.errors import UsageError
 from shiftscope.record import SiteRecord
 from shiftscope.snapshot import Snapshot
-from shiftscope.trace import Trace
+from shiftscope.trace import Trace, Window
 
-__all__ = ["OpenWindow", "combined", "main_phase", "matching", "optimizer_of", "since"]
+__all__ = ["OpenWindow", "main_phase", "matching", "optimizer_of", "since"]
 
 
 @dataclass
@@ -43,6 +50,39 @@ class OpenWindow:
         self.last, self.steps = step, self.steps + 1
         self.batches, self.forwards = self.batches + self.forwards, 0
 
+    def closed(
+        self,
+        what: tuple[nn.Module | None, str, Settings],
+        recorder: LeanRecorder,
+        attachment: Attachment,
+        patterns: Sequence[str],
+        about: Mapping[str, Any],
+    ) -> Window | None:
+        """The finished window.
+
+        Args:
+            what: The model, the phase, and what is recorded.
+            recorder: Has its numbers.
+            attachment: Knows what was not measured.
+            patterns: Of the sites to keep.
+            about: More for the manifest.
+
+        Returns:
+            The window; None where no site is to be kept.
+        """
+        phase = what[1]
+        shown = matching(recorder.records(backward=phase == "train"), patterns)
+        if not shown:
+            return None
+        snapshot = Snapshot(
+            records=shown,
+            gaps=tuple(missing(attachment)),
+            manifest={**described(*what), **self.told(), **about},
+            coverage=coverage(attachment, recorder.states, 0.0),
+            pictures=pictures({name: recorder.states[name] for name in shown}),
+        )
+        return Window(self.first, self.last, phase, snapshot)
+
     def told(self) -> dict[str, int]:
         """The part of a manifest that says which steps these are."""
         return {
@@ -51,13 +91,6 @@ class OpenWindow:
             "steps": self.steps,
             "batches": self.batches,
         }
-
-
-def combined(older: Snapshot, newer: Snapshot) -> Snapshot:
-    """Both windows together, with the row samples of the newer one."""
-    records = {name: _without_samples(record) for name, record in older.records.items()}
-    merged = replace(older, records=records, kept_quantiles={}).merge(newer)
-    return replace(merged, manifest={**merged.manifest, **_latest(newer)}, pictures=newer.pictures)
 
 
 def main_phase(trace: Trace, reported: Mapping[str, int]) -> str:
@@ -78,7 +111,7 @@ def since(trace: Trace, phase: str, reported: dict[str, int]) -> Snapshot:
     reported[phase] = max((w.last + 1 for w in fresh), default=start)
     if not fresh:
         return Snapshot({})
-    return reduce(combined, [w.snapshot for w in fresh])
+    return reduce(Snapshot.join, [w.snapshot for w in fresh])
 
 
 def matching(records: Mapping[str, SiteRecord], patterns: Sequence[str]) -> dict[str, SiteRecord]:
@@ -102,13 +135,3 @@ def optimizer_of(given: Any) -> Optimizer:
         f"steps are counted by the hooks of a torch optimizer, got {type(given).__name__}",
         "leave optimizer out and call probe.step() after each step",
     )
-
-
-def _without_samples(record: SiteRecord) -> SiteRecord:
-    streams = {name: replace(s, sample=None) for name, s in record.streams.items()}
-    return replace(record, streams=streams)
-
-
-def _latest(snapshot: Snapshot) -> dict[str, Any]:
-    names = ("step", "overflow_steps", "schedule")
-    return {name: snapshot.manifest[name] for name in names if name in snapshot.manifest}

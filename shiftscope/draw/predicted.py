@@ -141,7 +141,9 @@ def _mean_norms(source: Source) -> dict[str, float]:
 def _shifts(frame: pd.DataFrame, norms: Mapping[str, float]) -> tuple[Array, Array, Array]:
     """Predicted and measured shifts, and ||w|| ||E(a)|| of each neuron (NaN where unknown)."""
     predicted, bias = column(frame, "shift_predicted"), column(frame, "bias")
-    measured = column(frame, "z_mean") - np.nan_to_num(bias)
+    measured = column(frame, "shift_measured")
+    average = column(frame, "z_mean") - np.nan_to_num(bias)
+    measured = np.where(np.isnan(measured), average, measured)
     cosine, weight = np.cos(column(frame, "theta_mean")), column(frame, "weight_norm")
     scale = np.full(len(frame), np.nan)
     np.divide(predicted, cosine, out=scale, where=np.abs(cosine) > _FLAT)

@@ -60,8 +60,9 @@ class Origin:
     """The first value of a run that was not finite.
 
     Attributes:
-        step: Step of the window in which it appeared.
-        phase: Phase of that window.
+        step: The first recorded step with such a value.
+        recorded_before: The recorded step before it; None where it was the first one.
+        phase: Phase of the window.
         site: The first site, in the order in which values are computed: forward streams in the
             order of execution, then gradients in the opposite order.
         stream: Its stream.
@@ -72,6 +73,7 @@ class Origin:
     """
 
     step: int
+    recorded_before: int | None
     phase: str
     site: str
     stream: str
@@ -93,20 +95,50 @@ def find_origin(windows: Iterable[Window]) -> Origin | None:
     earlier: list[Window] = []
     for window in windows:
         places = _places(window.snapshot)
-        for index, (record, name) in enumerate(places):
-            if values := _lost(record.streams[name]):
-                return Origin(
-                    step=window.first,
-                    phase=window.phase,
-                    site=record.info.site,
-                    stream=name,
-                    values=values,
-                    inherited=name == "a" and index == 0,
-                    before=_before(places[:index], window.first),
-                    history=_history(earlier, record.info.site, name),
-                )
+        lost = [
+            (_since(record, name, window), index)
+            for index, (record, name) in enumerate(places)
+            if _lost(record.streams[name])
+        ]
+        if lost:
+            return _origin(window, places, min(lost), earlier)
         earlier.append(window)
     return None
+
+
+def _origin(
+    window: Window,
+    places: Sequence[tuple[SiteRecord, str]],
+    first: tuple[int, int],
+    earlier: Sequence[Window],
+) -> Origin:
+    step, index = first
+    record, name = places[index]
+    return Origin(
+        step=step,
+        recorded_before=_recorded_before(step, window, earlier),
+        phase=window.phase,
+        site=record.info.site,
+        stream=name,
+        values=_lost(record.streams[name]),
+        inherited=name == "a" and index == 0,
+        before=_before(places[:index], window.first),
+        history=_history(earlier, record.info.site, name),
+    )
+
+
+def _since(record: SiteRecord, name: str, window: Window) -> int:
+    """The step in which a stream lost its first value."""
+    return record.lost_since.get(name, window.first)
+
+
+def _recorded_before(step: int, window: Window, earlier: Sequence[Window]) -> int | None:
+    """The last step before this one of which the numbers are known."""
+    if step > window.first:
+        every = window.snapshot.manifest.get("schedule", {}).get("every")
+        return max(window.first, step - int(every or 1))
+    same = [w.last for w in earlier if w.phase == window.phase]
+    return max(same, default=None)
 
 
 def _places(snapshot: Snapshot) -> list[tuple[SiteRecord, str]]:

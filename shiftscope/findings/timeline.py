@@ -66,7 +66,7 @@ def over_time(
         return []
     origin = find_origin(windows)
     if origin is not None:  # what comes after NaN appeared describes its finite rest only
-        judged = [window for window in judged if window.first < origin.step] or judged[:1]
+        judged = [window for window in judged if window.last < origin.step] or judged[:1]
     seen: dict[str, list[_Seen]] = {}
     for window in judged:
         for finding in diagnose(window.snapshot, thresholds):
@@ -163,7 +163,9 @@ def _course(first: _Seen, last: _Seen) -> str:
 def _non_finite(
     origin: Origin, windows: Sequence[Window], thresholds: Thresholds, diagnose: Diagnose
 ) -> list[Finding]:
-    window = next(w for w in windows if (w.first, w.phase) == (origin.step, origin.phase))
+    window = next(
+        w for w in windows if w.phase == origin.phase and w.first <= origin.step <= w.last
+    )
     found = [f for f in diagnose(window.snapshot, thresholds) if f.cause == "non_finite"]
     return [_traced(finding, origin) for finding in found]
 
@@ -173,16 +175,17 @@ def _traced(finding: Finding, origin: Origin) -> Finding:
     before = "; ".join(facts.text() for facts in origin.before)
     history = "; ".join(facts.text() for facts in origin.history)
     parts = [
-        f"The first value that is not finite appeared at step {origin.step} in {place}.",
+        f"The first value that is not finite {_found_at(origin)} in {place}.",
         "It came in with the data." if origin.inherited else "",
+        _unrecorded(origin),
         f"Computed just before it: {before}." if before else "",
         f"The same stream earlier: {history}." if history else "",
     ]
     return replace(
         finding,
         title=(
-            f"NaN or infinite values appeared at step {origin.step} ({origin.phase}), first in "
-            f"{place}"
+            f"NaN or infinite values {_found_at(origin)} ({origin.phase}), first "
+            f"{'seen ' if _is_gap(origin) else ''}in {place}"
         ),
         sites=(origin.site, *(site for site in finding.sites if site != origin.site)),
         explanation=" ".join([*(part for part in parts if part), finding.explanation]),
@@ -191,6 +194,27 @@ def _traced(finding: Finding, origin: Origin) -> Finding:
             "stream": Evidence(origin.stream, site=origin.site),
             "nonfinite_values": Evidence(origin.values, unit="values"),
         },
+    )
+
+
+def _is_gap(origin: Origin) -> bool:
+    """Whether steps right before it were not recorded."""
+    return origin.recorded_before is not None and origin.step - origin.recorded_before > 1
+
+
+def _found_at(origin: Origin) -> str:
+    if _is_gap(origin):
+        return f"appeared between steps {origin.recorded_before} and {origin.step}"
+    return f"appeared at step {origin.step}"
+
+
+def _unrecorded(origin: Origin) -> str:
+    if not _is_gap(origin):
+        return ""
+    return (
+        "The steps between were not recorded: if one update made weights infinite, every site is "
+        "lost from the next step on, and the place is that of the first site, not of the cause. "
+        "Record every step (every=1) from a checkpoint before it to find the place."
     )
 
 

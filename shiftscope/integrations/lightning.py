@@ -17,8 +17,9 @@ __all__ = ["LightningWatch"]
 class LightningWatch(Watching, Callback):  # type: ignore[misc, unused-ignore]
     """Watch a run of ``Trainer.fit``: ``callbacks=[LightningWatch(...)]``.
 
-    A step is an update of the first optimizer, so that accumulated batches count as one. Arguments
-    and attributes are those of :class:`~shiftscope.integrations.watching.Watching`.
+    A step is an update of the first optimizer, so that accumulated batches count as one; the first
+    has the number ``trainer.global_step``, also after a checkpoint was loaded. Arguments and
+    attributes are those of :class:`~shiftscope.integrations.watching.Watching`.
     """
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -27,7 +28,13 @@ class LightningWatch(Watching, Callback):  # type: ignore[misc, unused-ignore]
         # Without a scaler Lightning runs forward and backward inside optimizer.step(closure), where
         # the optimizer's own hooks would count the step before its gradients are there.
         self._counts = scaler is None
-        self._begin(pl_module, None if self._counts else trainer.optimizers[0], scaler)
+        self._begin(
+            pl_module,
+            None if self._counts else trainer.optimizers[0],
+            scaler,
+            step=trainer.global_step,
+            main=trainer.is_global_zero,
+        )
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """End a step: the gradients are complete, the weights still those they belong to."""
@@ -38,12 +45,23 @@ class LightningWatch(Watching, Callback):  # type: ignore[misc, unused-ignore]
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Hand on what is finished."""
-        self._hand_on(trainer.is_global_zero)
+        self._hand_on()
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Record the first batch of a validation."""
+        if batch_idx == 0 and dataloader_idx == 0:
+            self._validation_begins()
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the batches that follow alone."""
+        self._validation_ends()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop watching, and write the report."""
-        self._end(trainer.is_global_zero)
+        self.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Stop watching; what was measured stays readable."""
-        self._end(trainer.is_global_zero, completed=False)
+        """Stop watching, and write the report on what was measured."""
+        self.close()

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from shiftscope.findings.finding import short
 from shiftscope.integrations.sink import headline
+from shiftscope.reporting.words import printable
 from shiftscope.snapshot import Snapshot
 
 __all__ = ["LiveTable"]
@@ -65,7 +66,7 @@ class LiveTable:
         for row in frame.head(self.sites).to_dict("records"):
             # A name from a model is data: as Text it is never read as markup.
             cells = [_cell(row.get(name), form) for name, _, form in _COLUMNS]
-            table.add_row(Text(_inert(short(row["site"]))), *cells)
+            table.add_row(Text(printable(short(row["site"]))), *cells)
         return table
 
 
@@ -73,11 +74,7 @@ def _line(step: int, phase: str, snapshot: Snapshot) -> Text:
     told = headline(snapshot)
     words = [f"step {step}", phase]
     words += [f"{name.replace('_', ' ')} {value:.3g}" for name, value in told.items()]
-    return Text(_inert(" · ".join(words)))
-
-
-def _inert(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return Text(printable(" · ".join(words)))
 
 
 def _cell(value: Any, form: str) -> str:

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
-from shiftscope.errors import UsageError
+from shiftscope.errors import ShiftscopeError, UsageError
 from shiftscope.findings.headline import headline
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Window
 
-__all__ = ["CURVES", "Outlet", "Sink", "feed", "headline", "required", "scalars", "site_curves"]
+__all__ = [
+    "CURVES",
+    "Outlet",
+    "Sink",
+    "checked",
+    "feed",
+    "first_step",
+    "headline",
+    "reason_of",
+    "required",
+    "scalars",
+    "site_curves",
+]
 
 CURVES = (
     *("shift_share", "within_var", "between_var", "z_mean", "z_std", "log10_grad_z_var"),
@@ -23,7 +38,11 @@ CURVES = (
 
 @runtime_checkable
 class Sink(Protocol):
-    """Takes finished windows, in the order of steps."""
+    """Takes finished windows, in the order of steps.
+
+    A closed sink may be written again: the windows are those of a next run, and nothing of the
+    runs before is lost.
+    """
 
     def write(self, step: int, phase: str, snapshot: Snapshot) -> None:
         """Take one window.
@@ -31,7 +50,8 @@ class Sink(Protocol):
         Args:
             step: Updates done when the window ended.
             phase: ``"train"``, ``"eval"``, ... as the run names it.
-            snapshot: What was measured in it.
+            snapshot: What was measured in it; its manifest tells the first step as
+                ``"step_first"``, where that is another.
         """
 
     def close(self) -> None:
@@ -41,12 +61,19 @@ class Sink(Protocol):
 class Outlet:
     """Hands each window of a growing trace to sinks, once.
 
+    It is called in the middle of training and never ends it: a sink that fails is told of by one
+    RuntimeWarning and closed; the others go on.
+
     Args:
         sinks: Where to write.
+
+    Raises:
+        UsageError: One of them is no sink.
     """
 
     def __init__(self, *sinks: Sink) -> None:
-        self.sinks = sinks
+        self.sinks = checked(sinks)
+        self._going = list(self.sinks)
         self._written: dict[str, int] = {}
 
     def drain(self, trace: Iterable[Window]) -> None:
@@ -58,8 +85,7 @@ class Outlet:
         for window in trace:
             if window.last > self._written.get(window.phase, -1):
                 self._written[window.phase] = window.last
-                for sink in self.sinks:
-                    sink.write(window.last, window.phase, window.snapshot)
+                self._hand_out(window)
 
     def close(self, trace: Iterable[Window] = ()) -> None:
         """Write what is left and close the sinks.
@@ -70,18 +96,71 @@ class Outlet:
         try:
             self.drain(trace)
         finally:
-            for sink in self.sinks:
-                sink.close()
+            failed = [(sink, error) for sink in self._going if (error := _tried(sink.close))]
+            for sink, error in failed:
+                _warn(sink, "could not be closed, what it holds may not be written", error)
+
+    def _hand_out(self, window: Window) -> None:
+        snapshot = _with_range(window)
+        for sink in list(self._going):
+            error = _tried(sink.write, window.last, window.phase, snapshot)
+            if error is not None:
+                self._going.remove(sink)
+                _tried(sink.close)
+                _warn(sink, f"failed at step {window.last} and takes no more windows", error)
+
+
+def checked(sinks: Any) -> tuple[Sink, ...]:
+    """The sinks, each of which can be written to.
+
+    Args:
+        sinks: What was given as sinks.
+
+    Raises:
+        UsageError: It is no collection of sinks.
+    """
+    if isinstance(sinks, Sink) or not isinstance(sinks, Iterable):
+        raise UsageError(
+            f"sinks must be a list, got {type(sinks).__name__}", 'e.g. sinks=[JsonLines("a.jsonl")]'
+        )
+    found = tuple(sinks)
+    for sink in found:
+        if isinstance(sink, type) or not isinstance(sink, Sink):
+            kind = f"the class {sink.__name__}" if isinstance(sink, type) else repr(sink)[:60]
+            raise UsageError(
+                f"a sink has the methods write and close, got {kind}",
+                'give one that is made, such as JsonLines("run.jsonl")',
+            )
+    return found
 
 
 def feed(trace: Iterable[Window], *sinks: Sink) -> None:
-    """Write a finished trace to sinks and close them.
+    """Write a finished trace to sinks and close them; what fails is raised.
 
     Args:
         trace: A trace, or some of its windows.
         sinks: Where to write.
+
+    Raises:
+        UsageError: One of them is no sink, or cannot be written.
     """
-    Outlet(*sinks).close(trace)
+    places = checked(sinks)
+    with ExitStack() as stack:
+        for sink in places:
+            stack.callback(sink.close)
+        for window in trace:
+            for sink in places:
+                sink.write(window.last, window.phase, _with_range(window))
+
+
+def first_step(step: int, snapshot: Snapshot) -> int:
+    """Number of the first step of a window.
+
+    Args:
+        step: That of its last.
+        snapshot: The window.
+    """
+    return min(step, int(snapshot.manifest.get("step_first", step)))
 
 
 def site_curves(snapshot: Snapshot) -> dict[str, dict[str, float]]:
@@ -141,3 +220,37 @@ def required(package: str, extra: str, what: str) -> Any:
 
 def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, on one line, for a warning.
+
+    Args:
+        error: What was raised.
+    """
+    if isinstance(error, ShiftscopeError):
+        return error.reason
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _with_range(window: Window) -> Snapshot:
+    """The snapshot of a window; its manifest says which steps it spans."""
+    snapshot = window.snapshot
+    if first_step(window.last, snapshot) == window.first:
+        return snapshot
+    span = {"step_first": window.first, "step": window.last}
+    return replace(snapshot, manifest={**snapshot.manifest, **span})
+
+
+def _tried(action: Callable[..., None], *arguments: Any) -> Exception | None:
+    """Run it; what it raised."""
+    try:
+        action(*arguments)
+    except Exception as error:  # whatever a sink raises, it is not to end training
+        return error
+    return None
+
+
+def _warn(sink: Sink, what: str, error: Exception) -> None:
+    text = f"the sink {type(sink).__name__} {what}: {reason_of(error)}"
+    warnings.warn(text, RuntimeWarning, stacklevel=4)

@@ -25,7 +25,7 @@ class WeightsAndBiases:
         run: The run to log to, in any mode; None takes the one that ``wandb.init`` started.
 
     Raises:
-        UsageError: No run was started.
+        UsageError: No run was started, or what was given is none.
     """
 
     def __init__(self, run: Any = None) -> None:
@@ -34,6 +34,11 @@ class WeightsAndBiases:
             raise UsageError(
                 "no Weights & Biases run was started",
                 'call wandb.init(project=..., mode="offline") first, or pass the run',
+            )
+        if not hasattr(self.run, "define_metric"):
+            raise UsageError(
+                f"{type(run).__name__} is no run of Weights & Biases",
+                "give what wandb.init returned",
             )
         self.run.define_metric(_STEP, hidden=True)
         self.run.define_metric("shiftscope/*", step_metric=_STEP)

@@ -195,9 +195,10 @@ int read_moments(const Source *x, Moments to, double *image, int64_t most)
 
 /* -- merging ------------------------------------------------------------------------------------- */
 
-WIDEST static void merge_columns(int64_t n, double *restrict count, double *restrict mean,
-                                 double *restrict m2, const double *restrict count_b,
-                                 const double *restrict mean_b, const double *restrict m2_b)
+WIDEST static void merge_columns(int64_t n, double drift, double *restrict count,
+                                 double *restrict mean, double *restrict m2,
+                                 const double *restrict count_b, const double *restrict mean_b,
+                                 const double *restrict m2_b)
 {
     for (int64_t i = 0; i < n; i++) {
         double a = count[i], b = count_b[i], both = a + b;
@@ -207,11 +208,11 @@ WIDEST static void merge_columns(int64_t n, double *restrict count, double *rest
         double step = other - own;
         count[i] = both;
         mean[i] = both > 0.0 ? own + step * share : mean[i];
-        m2[i] += both > 0.0 ? m2_b[i] + step * step * share * a : 0.0;
+        m2[i] += both > 0.0 ? m2_b[i] + step * step * share * (a * drift) : 0.0;
     }
 }
 
-void merge_moments(int64_t columns, Moments to, Moments from)
+void merge_moments(int64_t columns, int drift, Moments to, Moments from)
 {
-    merge_columns(columns, to.count, to.mean, to.m2, from.count, from.mean, from.m2);
+    merge_columns(columns, drift ? 1.0 : 0.0, to.count, to.mean, to.m2, from.count, from.mean, from.m2);
 }

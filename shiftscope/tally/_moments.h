@@ -25,8 +25,9 @@ typedef struct {
    [width, run] unless that is NULL; by up to `threads` threads. Not 0 where memory ran out. */
 int read_moments(const Source *x, Moments to, double *image, int64_t threads);
 
-/* Merge the moments of other rows of the same columns. */
-void merge_moments(int64_t columns, Moments to, Moments from);
+/* Merge the moments of other rows of the same columns; without `drift`, how far apart the means of
+   both lie does not count as deviation. */
+void merge_moments(int64_t columns, int drift, Moments to, Moments from);
 
 #pragma GCC visibility pop
 

@@ -68,21 +68,22 @@ static PyObject *native_read(PyObject *self, PyObject *const *args, Py_ssize_t n
 }
 
 PyDoc_STRVAR(merge_doc,
-"merge(record, capacity, other, other_capacity, columns)\n--\n\n"
-"Merge the first columns of another record into the first ones of a record, by Chan's rule.");
+"merge(record, capacity, other, other_capacity, columns, drift)\n--\n\n"
+"Merge the first columns of another record into the first ones of a record, by Chan's rule; without\n"
+"drift, how far apart the means of both lie does not count as deviation.");
 
 static PyObject *native_merge(PyObject *self, PyObject *const *args, Py_ssize_t number)
 {
-    int64_t v[5];
+    int64_t v[6];
     (void)self;
-    if (integers(args, number, 5, v) < 0)
+    if (integers(args, number, 6, v) < 0)
         return NULL;
     if (!v[0] || !v[2] || v[4] < 0 || v[4] > v[1] || v[4] > v[3]) {
         PyErr_SetString(PyExc_ValueError, "the columns lie outside of a record");
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    merge_moments(v[4], record(v[0], v[1], 0), record(v[2], v[3], 0));
+    merge_moments(v[4], v[5] != 0, record(v[0], v[1], 0), record(v[2], v[3], 0));
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

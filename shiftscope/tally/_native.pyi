@@ -42,4 +42,12 @@ def read(
     threads: int,
     /,
 ) -> None: ...
-def merge(record: int, capacity: int, other: int, other_capacity: int, columns: int, /) -> None: ...
+def merge(
+    record: int,
+    capacity: int,
+    other: int,
+    other_capacity: int,
+    columns: int,
+    drift: bool,
+    /,
+) -> None: ...

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shiftscope.tally.launches import Launch, kernels
 
-__all__ = ["DeviceReader", "DeviceRecord", "Page", "Parts", "usable"]
+__all__ = ["DeviceReader", "DeviceRecord", "Fact", "Page", "Parts", "usable"]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _FIRST = 2**15
@@ -29,6 +29,9 @@ _LARGEST, _LONGEST = 2**30, 2**20
 """Rows that are numbered in 32 bits, and positions of a sample that do not make too many parts."""
 _KNOWN = 2**12
 """Shapes that are remembered."""
+
+Fact = tuple[int, int, int, int]
+"""First column, width and number of the parts of some neurons, and the rows that were read."""
 
 
 def usable(device: torch.device) -> bool:
@@ -186,68 +189,88 @@ def _suits(x: Tensor, by_row: bool) -> bool:
 
 
 class DeviceRecord:
-    """Count, mean and sum of squared deviations of many neurons, on a GPU.
+    """Count, mean, sum of squared deviations and first loss of many neurons, on a GPU.
 
     Args:
         capacity: Number of neurons.
         device: Where.
 
     Attributes:
-        data: ``[3, capacity]`` float64: count, mean and m2.
+        data: ``[4, capacity]`` float64: count, mean, m2, and the first turn in which elements that
+            were not finite were left out, -1 for none.
     """
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.capacity = capacity
-        self.data = torch.zeros((3, capacity), dtype=torch.float64, device=device)
-        self._tables: dict[int, tuple[Any, Tensor]] = {}
+        self.data = torch.zeros((4, capacity), dtype=torch.float64, device=device)
+        self.data[3] = -1.0
+        self._tables: dict[Any, tuple[Any, Tensor]] = {}
 
     def merge(
-        self, page: Page, start: int, gradient: Sequence[bool], inverse: Tensor | None
-    ) -> int:
-        """Merge all readings of a page into the neurons from ``start`` on, in place.
+        self,
+        page: Page | DeviceRecord,
+        facts: Sequence[Fact],
+        start: int = 0,
+        *,
+        gradient: Sequence[bool] | None = None,
+        inverse: Tensor | None = None,
+        drift: bool = True,
+        turn: int = 0,
+        key: Any = None,
+    ) -> None:
+        """Merge runs of columns of a page into the neurons from ``start`` on, in place.
 
         Args:
-            page: The page.
-            start: The neuron of this record that its first one belongs to.
-            gradient: For each reading of the page whether ``inverse`` is multiplied in.
+            page: The page, or another record.
+            facts: For each run its first column, its width, how many parts of it follow, and how
+                many rows were read.
+            start: The neuron of this record that the first one belongs to.
+            gradient: For each run whether ``inverse`` is multiplied in.
             inverse: One float64 on the device, one over the loss scale; or None.
-
-        Returns:
-            The neuron after its last one.
+            drift: Whether the distance of the means of record and page counts as deviation (other
+                rows of the same step) or not (the rows of another step).
+            turn: What is written where some of the rows were not finite for the first time.
+            key: What a table of the same place is remembered by.
 
         Source: Chan, Golub, LeVeque (1983).
         """
-        table = self._table(page, start, gradient)
+        flags = [False] * len(facts) if gradient is None else gradient
+        table = self._table((start, key), list(facts), flags)
         with torch.cuda.device(self.data.device) if self.data.is_cuda else nullcontext():
-            self._launch(page, start, table, inverse)
-        return start + table.shape[1]
+            self._launch(page, (start, turn), table, inverse, drift)
 
-    def _launch(self, page: Page, start: int, table: Tensor, inverse: Tensor | None) -> None:
-        columns = table.shape[1]
+    def _launch(
+        self,
+        page: Page | DeviceRecord,
+        place: tuple[int, int],
+        table: Tensor,
+        inverse: Tensor | None,
+        drift: bool,
+    ) -> None:
+        columns, (start, turn) = table.shape[1], place
         kernels().merge_parts[(-(-columns // _MERGED[1]),)](
             *(self.data, self.capacity, start, page.data, page.capacity, table, columns),
-            self.data if inverse is None else inverse,
+            *(self.data if inverse is None else inverse, turn),
             SCALED=inverse is not None,
+            DRIFT=drift,
             PARTS=_MERGED[0],
             WIDTH=_MERGED[1],
             enable_fp_fusion=True,
         )
 
-    def _table(self, page: Page, start: int, gradient: Sequence[bool]) -> Tensor:
+    def _table(self, place: Any, facts: list[Fact], gradient: Sequence[bool]) -> Tensor:
         """Where the parts of each neuron stand; made anew only when they moved."""
-        facts = [(r.offset, r.width, r.parts) for r in page.readings]
-        known = self._tables.get(start)
+        known = self._tables.get(place)
         if known is None or known[0] != facts:
-            known = self._tables[start] = (facts, _table(facts, gradient, self.data.device))
+            known = self._tables[place] = (facts, _table(facts, gradient, self.data.device))
         return known[1]
 
 
-def _table(
-    facts: Sequence[tuple[int, int, int]], gradient: Sequence[bool], device: torch.device
-) -> Tensor:
-    """``[4, neurons]``: first column, distance to the next part, number of parts, gradient."""
+def _table(facts: Sequence[Fact], gradient: Sequence[bool], device: torch.device) -> Tensor:
+    """``[5, neurons]``: first column, distance to the next part, parts, gradient, rows."""
     each = torch.tensor(
-        [[*fact, flag] for fact, flag in zip(facts, gradient, strict=True)], device="cpu"
+        [[*fact[:3], flag, fact[3]] for fact, flag in zip(facts, gradient, strict=True)],
+        device="cpu",
     ).t()
     widths = each[1]
     table = each.repeat_interleave(widths, dim=1)

@@ -132,13 +132,35 @@ class Moments(Tally):
 
         Source: Chan, Golub, LeVeque (1983).
         """
+        return self._put_together(other, drift=True)
+
+    def join(self, other: Moments) -> Moments:
+        """The average over two stretches of a training run, each weighted by its rows.
+
+        Between them the weights have moved. How far the means moved along is no answer of a neuron
+        to its inputs: unlike in `merge`, it does not count as variance.
+
+        Args:
+            other: The tally of the same neurons at other steps, on the same device.
+
+        Returns:
+            Mean and variance are the weighted averages of both.
+
+        Raises:
+            UsageError: The numbers of neurons differ.
+        """
+        return self._put_together(other, drift=False)
+
+    def _put_together(self, other: Moments, *, drift: bool) -> Moments:
         self._check_fits(other, self.mean, other.mean)
         count = self.count + other.count
         share = other.count.double() / count.clamp(min=1)
         step = torch.where(self.count == 0, 0.0, other.mean - self.mean)
         step = torch.where(other.count == 0, 0.0, step)
         start = torch.where(self.count == 0, other.mean, self.mean)
-        m2 = self.m2 + other.m2 + step.square() * share * self.count
+        m2 = self.m2 + other.m2
+        if drift:
+            m2 = m2 + step.square() * share * self.count
         scale = torch.maximum(self.scale, other.scale)
         return Moments(count, start + step * share, m2, max(self.eps, other.eps), scale)
 

@@ -99,23 +99,31 @@ class Record:
             self.address, self.capacity, offset, place, torch.get_num_threads(),
         )  # fmt: skip
 
-    def merge(self, other: Record, columns: int, offset: int = 0) -> None:
-        """Merge the first columns of another record into those of this one, in place.
+    def merge(
+        self, other: Record, columns: int, offset: int = 0, start: int = 0, *, drift: bool = True
+    ) -> None:
+        """Merge some columns of another record into those of this one, in place.
 
         Args:
             other: The other record.
             columns: How many of its columns.
-            offset: Column of this record that its first one belongs to.
+            offset: Column of this record that the first of them belongs to.
+            start: The first of them.
+            drift: Whether the distance of both means counts as deviation (other rows of the same
+                step) or not (the rows of another step).
 
         Raises:
             UsageError: There are fewer columns.
 
         Source: Chan, Golub, LeVeque (1983).
         """
-        if not 0 <= columns <= other.capacity or not 0 <= offset <= self.capacity - columns:
+        fits = 0 <= start <= other.capacity - columns and 0 <= offset <= self.capacity - columns
+        if columns < 0 or not fits:
             raise UsageError(f"no {columns} columns to merge at {offset}", "Give records that fit.")
         _native.merge(
-            self.address + 8 * offset, self.capacity, other.address, other.capacity, columns
+            *(self.address + 8 * offset, self.capacity),
+            *(other.address + 8 * start, other.capacity),
+            *(columns, drift),
         )
 
 

@@ -147,30 +147,27 @@ def read_images(
         _store_image(at, capacity, image, inside, count, one, two, pivot, IMAGE)
 
 
-@triton.jit(do_not_specialize=["total", "start", "capacity", "columns"])
+@triton.jit(do_not_specialize=["total", "start", "capacity", "columns", "turn"])
 def merge_parts(
-    record, total, start, page, capacity, table, columns, inverse,
-    SCALED: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
+    record, total, start, page, capacity, table, columns, inverse, turn,
+    SCALED: tl.constexpr, DRIFT: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Merge the parts of a page into the columns of a record, from ``start`` on.
+    """Merge the parts of a page, and put them into the columns of a record, from ``start`` on.
 
-    ``table`` ``[4, columns]``: where the first part of a column stands, how far the next one lies
-    behind it, how many there are, and whether its numbers are divided by the loss scale.
+    ``table`` ``[5, columns]``: where the first part of a column stands, how far the next one lies
+    behind it, how many there are, whether its numbers are divided by the loss scale, and how many
+    rows were read; where fewer were finite for the first time, ``turn`` is written to the record.
+    Without DRIFT, how far the means of page and record lie apart does not count as deviation.
     """
     column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)[None, :]
     inside = column < columns
     base = tl.load(table + column, mask=inside, other=0)
     behind = tl.load(table + columns + column, mask=inside, other=0)
     parts = tl.load(table + 2 * columns + column, mask=inside, other=0)
-    to = record + start + column
     squares = 2 * tl.cast(capacity, tl.int64)
-    count = tl.load(to, mask=inside, other=0.0)
-    mean = tl.load(to + total, mask=inside, other=0.0)
-    m2 = tl.load(to + 2 * tl.cast(total, tl.int64), mask=inside, other=0.0)
-    factor = tl.full([1, WIDTH], 1.0, tl.float64)
-    if SCALED:
-        scaled = tl.load(table + 3 * columns + column, mask=inside, other=0)
-        factor = tl.where(scaled > 0, tl.load(inverse), factor)
+    more = tl.zeros([1, WIDTH], tl.float64)
+    middle = tl.zeros([1, WIDTH], tl.float64)
+    spread = tl.zeros([1, WIDTH], tl.float64)
     for first in range(0, tl.max(parts), PARTS):
         part = first + tl.arange(0, PARTS)[:, None]
         here = inside & (part < parts)
@@ -178,16 +175,34 @@ def merge_parts(
         number = tl.load(at, mask=here, other=0.0)
         its_mean = tl.load(at + capacity, mask=here, other=0.0)
         its_m2 = tl.load(at + squares, mask=here, other=0.0)
-        more = tl.sum(number, axis=0, keep_dims=True)
-        middle = tl.sum(number * its_mean, axis=0, keep_dims=True) / tl.maximum(more, 1.0)
-        away = its_mean - middle
-        spread = tl.sum(its_m2 + number * away * away, axis=0, keep_dims=True)
-        together = count + more
-        share = more / tl.maximum(together, 1.0)
-        step = middle * factor - mean
-        m2 += spread * factor * factor + step * step * count * share
-        mean += step * share
-        count = together
-    tl.store(to, count, mask=inside)
-    tl.store(to + total, mean, mask=inside)
+        count = tl.sum(number, axis=0, keep_dims=True)
+        mean = tl.sum(number * its_mean, axis=0, keep_dims=True) / tl.maximum(count, 1.0)
+        away = its_mean - mean
+        spread += tl.sum(its_m2 + number * away * away, axis=0, keep_dims=True)
+        together = more + count
+        share = count / tl.maximum(together, 1.0)
+        step = mean - middle
+        spread += step * step * more * share
+        middle += step * share
+        more = together
+    if SCALED:
+        scaled = tl.load(table + 3 * columns + column, mask=inside, other=0)
+        factor = tl.where(scaled > 0, tl.load(inverse), tl.full([1, WIDTH], 1.0, tl.float64))
+        middle *= factor
+        spread *= factor * factor
+    to = record + start + column
+    count = tl.load(to, mask=inside, other=0.0)
+    mean = tl.load(to + total, mask=inside, other=0.0)
+    m2 = tl.load(to + 2 * tl.cast(total, tl.int64), mask=inside, other=0.0) + spread
+    together = count + more
+    share = more / tl.maximum(together, 1.0)
+    step = middle - mean
+    if DRIFT:
+        m2 += step * step * count * share
+    tl.store(to, together, mask=inside)
+    tl.store(to + total, mean + step * share, mask=inside)
     tl.store(to + 2 * tl.cast(total, tl.int64), m2, mask=inside)
+    rows = tl.load(table + 4 * columns + column, mask=inside, other=0)
+    since = to + 3 * tl.cast(total, tl.int64)
+    new = inside & (more < rows) & (tl.load(since, mask=inside, other=0.0) < 0)
+    tl.store(since, tl.zeros([1, WIDTH], tl.float64) + turn, mask=new)

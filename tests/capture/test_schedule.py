@@ -52,11 +52,20 @@ def test_noise_of_the_steps_is_no_overhead() -> None:
     assert 0.5 <= len(chosen) / 50 <= 1.3
 
 
-def test_an_early_step_is_recorded_on_credit() -> None:
+def test_the_first_step_is_recorded_on_credit() -> None:
     clock = Clock()
-    chosen = simulate(Schedule(budget=0.01, clock=clock), clock, 50, 3.0)
-    assert len(chosen) == 1
-    assert chosen[0] < 6
+    assert simulate(Schedule(budget=0.01, clock=clock), clock, 50, 3.0) == [0]
+
+
+def test_what_the_first_step_took_is_paid_back_before_the_next() -> None:
+    clock = Clock()
+    schedule = Schedule(budget=0.01, clock=clock)
+    schedule.took(5.0)
+    chosen = simulate(schedule, clock, 2000, 5.0)
+    assert chosen[0] == 0
+    assert 900 <= chosen[1] <= 1100  # two of them are one in a hundred of this
+    told = schedule.summary()["overhead_share"]
+    assert told == pytest.approx(5.0 * len(chosen) / 2000, rel=0.05)
 
 
 def test_every_nth_step_counts_from_the_first_and_goes_on_after_a_restart() -> None:

@@ -180,7 +180,7 @@ def test_the_finding_tells_where_and_after_what() -> None:
 
     finding = diagnose(with_spoiled(poisoned(spoil)))[0]
     assert finding.cause == "non_finite"
-    assert "appeared at step 10 (train), first in 6, stream z" in finding.title
+    assert "appeared between steps 5 and 10 (train), first seen in 6, stream z" in finding.title
     assert finding.sites[0] == "6"
     assert "Computed just before it: 6 a at step 10: mean" in finding.explanation
     assert "The same stream earlier: 6 z at step 5" in finding.explanation

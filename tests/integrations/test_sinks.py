@@ -54,21 +54,49 @@ def test_json_lines_are_strict_and_appended(windows: list[Window], tmp_path: Pat
         assert line["loss"] == pytest.approx(window.snapshot.manifest["loss"])
 
 
-def test_a_closed_file_is_not_written(windows: list[Window], tmp_path: Path) -> None:
-    sink = JsonLines(tmp_path / "run.jsonl")
-    sink.close()
-    sink.close()
-    with pytest.raises(UsageError, match="closed"):
-        sink.write(0, "train", windows[0].snapshot)
+def test_a_torn_line_costs_no_other(windows: list[Window], tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    feed(windows[:2], JsonLines(path))
+    path.write_text(path.read_text()[:-100])  # the disk was full, or the job was killed
+    feed(windows[2:], JsonLines(path))
+    lines = path.read_text().splitlines()
+    assert len(lines) == 3
+    assert [json.loads(lines[k])["step"] for k in (0, 2)] == [0, 20]
 
 
-def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot write"):
-        JsonLines(tmp_path)
+def test_the_steps_of_a_wide_window_are_told(windows: list[Window], tmp_path: Path) -> None:
+    wide = Window(3, 17, "train", windows[0].snapshot)  # its manifest does not tell them
+    feed([wide], JsonLines(tmp_path / "a.jsonl"), Csv(tmp_path / "a.csv"))
+    line = json.loads((tmp_path / "a.jsonl").read_text())
+    assert (line["step"], line["step_last"]) == (3, 17)
+    table = pd.read_csv(tmp_path / "a.csv")
+    assert set(table["step"]) == {3}
+    assert set(table["step_last"]) == {17}
+
+
+def test_unknown_numbers_are_null(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    unknown = ss.analyze(model, [torch.full((8, 6), math.nan)])
+    feed([Window(0, 0, "train", unknown)], JsonLines(tmp_path / "a.jsonl"))
+    line = json.loads((tmp_path / "a.jsonl").read_text())
+    for name in ("loss", "accuracy", "shift_share_max", "shift_share_mean"):
+        assert line[name] is None
+    assert line["nonfinite"] > 0
+
+
+@pytest.mark.parametrize("kind", [JsonLines, Csv])
+def test_a_place_that_cannot_be_written_is_refused(kind: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "run", 3, "a\0b"):
+        with pytest.raises(UsageError, match="cannot write") as caught:
+            kind(place)
+        assert "folder you may write to" in caught.value.remedy
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
 def check_table(table: pd.DataFrame, windows: list[Window]) -> None:
-    assert list(table.columns[:3]) == ["step", "phase", "site"]
+    assert list(table.columns[:4]) == ["step", "step_last", "phase", "site"]
+    assert list(table["step_last"]) == list(table["step"])
     assert list(dict.fromkeys(table["step"])) == [0, 10, 20]
     for window in windows:
         part, sites = table[table["step"] == window.last], window.snapshot.sites
@@ -82,6 +110,30 @@ def test_csv_holds_every_row(windows: list[Window], tmp_path: Path) -> None:
     path = tmp_path / "sites.csv"
     feed(windows, Csv(path))
     check_table(pd.read_csv(path), windows)
+
+
+HOSTILE = '=cmd|calc!A1\0\x1b[31m\u202e\n,"'
+"""A name of a module that a spreadsheet would run, with characters that a terminal obeys."""
+
+
+def test_names_in_csv_are_inert(tmp_path: Path) -> None:
+    path = tmp_path / "sites.csv"
+    feed([Window(0, 0, "@phase", snapshot(0, HOSTILE))], Csv(path))
+    text = path.read_text(encoding="utf-8")
+    assert all(c.isprintable() or c == "\n" for c in text)
+    table = pd.read_csv(path)
+    assert table["site"][0] == "'=cmd|calc!A1\\x00\\x1b[31m\\u202e\\n,\""
+    assert table["phase"][0] == "'@phase"
+    assert table["site"][1] == "act"
+
+
+def test_names_in_parquet_are_kept(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from shiftscope.integrations import Parquet
+
+    path = tmp_path / "sites.parquet"
+    feed([Window(0, 0, "train", snapshot(0, HOSTILE))], Parquet(path))
+    assert pd.read_parquet(path)["site"][0] == HOSTILE
 
 
 def test_a_sink_without_windows_writes_nothing(tmp_path: Path) -> None:
@@ -114,6 +166,18 @@ def test_tensorboard_reads_back_what_was_written(windows: list[Window], tmp_path
     assert log.Histograms("train/z_mean/hidden")[0].histogram_value.num == 5
 
 
+def test_a_folder_of_logs_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from shiftscope.integrations import TensorBoard
+
+    (tmp_path / "file").touch()
+    target: Any
+    for target in (tmp_path / "file" / "logs", 3):
+        with pytest.raises(UsageError, match="folder of logs") as caught:
+            TensorBoard(target)
+        assert caught.value.remedy
+
+
 def test_wandb_offline_logs_every_window(
     windows: list[Window], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +206,14 @@ def test_wandb_without_a_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(wandb, "run", None)
     with pytest.raises(UsageError, match="no Weights & Biases run"):
         WeightsAndBiases()
+
+
+def test_what_is_no_run_is_refused() -> None:
+    pytest.importorskip("wandb")
+    from shiftscope.integrations import WeightsAndBiases
+
+    with pytest.raises(UsageError, match="str is no run"):
+        WeightsAndBiases("my-project")
 
 
 def test_the_live_table_prints_lines_where_there_is_no_terminal(windows: list[Window]) -> None:
