@@ -118,6 +118,8 @@ def carry(step: Step, marks: Marks) -> Marks:
     Returns:
         One mark for each dimension; no :data:`NEURONS` among them where they got lost.
     """
+    if not any(marks) or len(marks) != len(step.before):
+        return _none(step.after)
     made = _RULES.get(step.name, _kept)(step, marks)
     return made if made is not None and len(made) == len(step.after) else _none(step.after)
 
@@ -168,6 +170,8 @@ def _matrix_transposed(step: Step, marks: Marks) -> Marks:
 def _moved(step: Step, marks: Marks) -> Marks | None:
     """``movedim``: first half of the dimensions to the places of the second."""
     half, size = len(step.dims) // 2, len(marks)
+    if len(step.dims) != 2 * half:
+        return None
     taken, put = ([d % size for d in part] for part in (step.dims[:half], step.dims[half:]))
     rest = iter([place for place in range(size) if place not in taken])
     goes = dict(zip(put, taken, strict=True))
@@ -281,6 +285,8 @@ def _put_single(made: list[int], after: Shape, place: int, from_end: int, mark: 
 
 def _strided(step: Step, marks: Marks) -> Marks | None:
     """A view by steps in memory, of a tensor that lies in order."""
+    if 0 in step.before:
+        return None
     known = {low: mark for mark, (low, high) in zip(marks, _spans(step.before), strict=True)
              if low < high}  # fmt: skip
     return tuple(known.get(stride, POSITIONS) for stride in step.dims)

@@ -298,3 +298,29 @@ def test_the_trail_of_a_pass_ends_with_it() -> None:
             trail = watching._attachment._local.run.trail  # type: ignore[union-attr]
             kept.append((len(trail._tensors), len(trail._nodes), trail.marks(z)))
     assert kept == [(0, 0, None)] * 2
+
+
+ODD: list[tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = [
+    ("squeeze", (), (), (0,)),
+    ("transpose", (), (), (0, 0)),
+    ("transpose", (4, 6), (6, 4), ()),
+    ("movedim", (4, 6), (6, 4), (0,)),
+    ("permute", (4, 6), (6, 4), (1,)),
+    ("sum", (4, 6), (), ()),
+    ("asstrided", (4, 0), (4,), (1,)),
+    ("view", (4, 0), (0, 2), ()),
+    ("view", (4, 6), (5, 5), ()),
+    ("matmul", (6,), (4,), ()),
+    ("mt", (6,), (6,), ()),
+    ("stack", (6,), (2, 6), ()),
+]
+
+
+@pytest.mark.parametrize(("name", "before", "after", "dims"), ODD)
+def test_calls_that_are_not_understood_give_up(
+    name: str, before: Any, after: Any, dims: Any
+) -> None:
+    marks = (0, NEURONS)[-len(before) :] if before else ()
+    got = carry(Step(name, before, after, dims), marks)
+    assert len(got) == len(after)
+    assert not any(got) or name == "mt"
