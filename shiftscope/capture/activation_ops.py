@@ -22,12 +22,14 @@ class ActivationOp:
         x: The input, read before the call since the op may overwrite it.
         params: Parameters that matter for the theory.
         elementwise: False for softmax, GLU and kin.
+        dim: The dimension those work along; None for elementwise ones.
     """
 
     op: str
     x: Tensor
     params: Mapping[str, Any] = field(default_factory=dict)
     elementwise: bool = True
+    dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,16 @@ def parse_activation(
         op = spelling.check(params)
     if op is None:
         return None
-    return ActivationOp(op, x, _plain(op, params), spelling.elementwise)
+    dim = None if spelling.elementwise else _along(params.pop("dim", None), op, x)
+    return ActivationOp(op, x, _plain(op, params), spelling.elementwise, dim)
+
+
+def _along(dim: Any, op: str, x: Tensor) -> int:
+    """The dimension that a softmax or a GLU works along."""
+    if isinstance(dim, int):
+        return dim
+    # What torch takes where a softmax was given none.
+    return -1 if op in ("glu", "gumbel_softmax") else (0 if x.dim() in (0, 1, 3) else 1)
 
 
 def _plain(op: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +127,7 @@ def _rrelu(params: dict[str, Any]) -> str:
 
 _LEAKY = ("negative_slope",)
 _BOUNDS = ("min_val", "max_val")
+_GUMBEL = ("tau", "hard", "eps", "dim")
 
 _SPELLINGS: dict[str, _Spelling] = {
     "relu": _Spelling("relu"),
@@ -148,11 +160,11 @@ _SPELLINGS: dict[str, _Spelling] = {
     "clamp_min": _Spelling("relu", ("min",), check=_clamp),
     "erf": _Spelling("erf"),
     "sin": _Spelling("sin"),
-    "softmax": _Spelling("softmax", elementwise=False),
-    "log_softmax": _Spelling("log_softmax", elementwise=False),
-    "softmin": _Spelling("softmin", elementwise=False),
-    "gumbel_softmax": _Spelling("gumbel_softmax", elementwise=False),
-    "glu": _Spelling("glu", elementwise=False),
+    "softmax": _Spelling("softmax", ("dim",), elementwise=False),
+    "log_softmax": _Spelling("log_softmax", ("dim",), elementwise=False),
+    "softmin": _Spelling("softmin", ("dim",), elementwise=False),
+    "gumbel_softmax": _Spelling("gumbel_softmax", _GUMBEL, elementwise=False),
+    "glu": _Spelling("glu", ("dim",), elementwise=False),
 }
 
 

@@ -23,6 +23,8 @@ __all__ = ["hook_activation", "hook_linear"]
 Gradients = tuple[Tensor | None, ...]
 Arrange = Callable[[Tensor], tuple[Tensor, int]]
 
+_NO_PATH = "the path of {} through the graph was not found"
+
 
 def hook_linear(
     recorder: Recorder,
@@ -82,8 +84,11 @@ def hook_activation(
     if rebased is None:
         # GLU halves the width: its input gradient has the input's shape, not the output's.
         _hook_share(call, out, edge, _as_given(dim, tuple(op.x.shape)), name="grad_z")
-    else:
+    elif (base := out._base) is not None and base.dtype is out.dtype:
+        layout = _in_base(out, base, dim)
         rebased[1].register_hook(_Incoming(_Shares(call, "grad_z", 1, layout), 0))
+    else:
+        state.notes[_NO_PATH.format("grad_z")] = None
 
 
 class _Call:
@@ -172,7 +177,7 @@ def _hook_share(
 ) -> None:
     hits = find_hits(out, edge).places
     if not hits:
-        call.state.notes[f"the path of {name} through the graph was not found"] = None
+        call.state.notes[_NO_PATH.format(name)] = None
         return
     shares = _Shares(call, name, len(hits), arrange)
     for node, index in hits:
@@ -195,6 +200,18 @@ def _x_layout(op: LinearOp) -> Arrange:
         inner = op.arrange_x
         return lambda grad: (inner(grad), -1)
     return _as_given(op.x_dim, tuple(op.x.shape))
+
+
+def _in_base(view: Tensor, base: Tensor, dim: int) -> Arrange:
+    """The gradient of a whole tensor, seen where the view lies that was overwritten."""
+    whole, size, stride = (tuple(base.shape), base.stride()), tuple(view.shape), view.stride()
+    start = view.storage_offset() - base.storage_offset()
+
+    def arrange(grad: Tensor) -> tuple[Tensor, int]:
+        held = torch.empty_strided(*whole, dtype=grad.dtype, device=grad.device).copy_(grad)
+        return held.as_strided(size, stride, start), dim
+
+    return arrange
 
 
 def _as_given(dim: int, shape: tuple[int, ...]) -> Arrange:

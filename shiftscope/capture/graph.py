@@ -11,11 +11,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 __all__ = [
-    *("Edge", "Hits", "core_node", "edge_of", "feature_dim_of", "find_hits"),
+    *("Edge", "Hits", "core_node", "edge_of", "find_hits"),
     *("reaches", "rebased_nodes"),
 ]
 
@@ -39,7 +40,8 @@ class Hits:
 
 def edge_of(x: Tensor) -> Edge | None:
     """Where gradients of x flow to; None when none do."""
-    if not x.requires_grad:
+    # Without gradients nothing flows; in inference mode torch finds no edge of a parameter.
+    if not x.requires_grad or not torch.is_grad_enabled():
         return None
     edge = get_gradient_edge(x)
     return edge.node, edge.output_nr
@@ -98,13 +100,14 @@ def rebased_nodes(out: Tensor) -> tuple[Any, Any] | None:
     """For an in-place op on a view: the nodes whose hooks see its output and input gradients.
 
     Torch rebuilds the history of such a tensor as ``AsStrided (or a view) <- CopySlices``; the
-    op itself is inside CopySlices.
+    op itself is inside CopySlices. An input that was filled in parts has such a history too, but
+    what an op makes of it is no view.
 
     Returns:
         ``(node that receives the gradient of the output, CopySlices node)``, or None.
     """
     top = out.grad_fn
-    node = top
+    node = top if out._is_view() else None
     for _ in range(3):
         if node is None:
             return None
@@ -112,50 +115,3 @@ def rebased_nodes(out: Tensor) -> tuple[Any, Any] | None:
             return top, node
         node = node.next_functions[0][0] if node.next_functions else None
     return None
-
-
-_CHANNEL_SECOND = (
-    "Convolution",
-    "NativeBatchNorm",
-    "CudnnBatchNorm",
-    "NativeGroupNorm",
-    "MaxPool",
-    "AvgPool",
-)
-_FEATURES_LAST = ("Addmm", "Mm", "Linear", "NativeLayerNorm", "FusedRMSNorm")
-_TRANSPARENT = (
-    *("Add", "Mul", "Sub", "Div", "NativeDropout", "FusedDropout", "ToCopy", "Clone"),
-    *("Relu", "Gelu", "Silu", "Sigmoid", "Tanh", "Elu", "LeakyRelu", "Hardtanh", "Softplus"),
-    *("Mish", "Hardswish", "Hardsigmoid", "Prelu", "Squeeze", "AsStrided"),
-    "torch::autograd::CopySlices",
-)
-
-
-def feature_dim_of(x: Tensor) -> int:
-    """The dimension that holds the neurons of an activation's input.
-
-    Channels are dimension 1 behind a convolution or batch normalisation, features the last one
-    behind a linear layer or layer normalisation. The autograd graph says which came last; where
-    it does not, the number of dimensions decides (4 or more: channels).
-    """
-    node, squeezed = x.grad_fn, False
-    for _ in range(12):
-        if node is None:
-            break
-        name = node.name()
-        if name.startswith(_CHANNEL_SECOND):
-            return 0 if squeezed else (1 if x.dim() > 1 else -1)
-        if name.startswith(_FEATURES_LAST) or _is_view_of_product(node, name):
-            return -1
-        squeezed = squeezed or name.startswith("Squeeze")
-        if not name.startswith(_TRANSPARENT):
-            break
-        node = node.next_functions[0][0] if node.next_functions else None
-    return 1 if x.dim() >= 4 else -1
-
-
-def _is_view_of_product(node: Any, name: str) -> bool:
-    if not name.startswith(("View", "UnsafeView")) or not node.next_functions:
-        return False
-    child = node.next_functions[0][0]
-    return child is not None and child.name().startswith(("Addmm", "Mm", "Linear"))

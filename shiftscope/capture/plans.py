@@ -21,6 +21,7 @@ from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.readings import OTHER, kind_of
 from shiftscope.capture.recorder import SiteState
+from shiftscope.capture.trail import Trail
 
 __all__ = ["ActivationPlan", "Call", "LinearPlan"]
 
@@ -72,6 +73,10 @@ class _Plan:
         self.count: tuple[str, int] | None = None
         self.direct: Any = None
         self.index = -1
+
+    def joined(self, known: Any) -> _Plan:
+        """This plan, or the one known so far where it is the same but for the op's origin."""
+        return self
 
     def _same(self, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: int) -> bool:
         """Whether the arguments are those of the call that is known, but for the numbers."""
@@ -125,7 +130,7 @@ class LinearPlan(_Plan):
             return None
         return cls(call, op, out)
 
-    def fits(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def fits(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trail: Trail) -> bool:
         """Whether this call is the one that is known."""
         return (
             func is self.func
@@ -248,16 +253,17 @@ class ActivationPlan(_Plan):
         dim: The dimension of the neurons.
     """
 
-    __slots__ = ("dim", "in_place", "kind", "width")
+    __slots__ = ("dim", "in_place", "kind", "origins", "width")
 
     def __init__(self, call: Call, op: ActivationOp, dim: int) -> None:
         super().__init__(call, op, 1)
         self.op: ActivationOp
         self.in_place = False
         self.dim, self.kind, self.width = dim, kind_of(op.x, dim), op.x.shape[dim]
+        self.origins: frozenset[Any] = frozenset()
 
     @classmethod
-    def of(cls, call: Call, op: ActivationOp, dim: int) -> ActivationPlan | None:
+    def of(cls, call: Call, op: ActivationOp, dim: int, trail: Trail) -> ActivationPlan | None:
         """A plan, or None for an op that has to be parsed every time."""
         args = call.args
         others = (*args[1:], *call.kwargs.values())
@@ -265,15 +271,30 @@ class ActivationPlan(_Plan):
             return None
         if type(op.x) is not Tensor or not op.elementwise or kind_of(op.x, dim) == OTHER:
             return None
-        return cls(call, op, dim)
+        made = cls(call, op, dim)
+        made.origins = frozenset([trail.origin(op.x)])
+        return made
 
-    def fits(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def fits(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trail: Trail) -> bool:
         """Whether this call is the one that is known."""
         return (
             func is self.func
             and self._same(args, kwargs, 1)
             and args[0].shape[self.dim] == self.width
+            # Made by another function, its neurons may lie elsewhere.
+            and trail.origin(args[0]) in self.origins
         )
+
+    def joined(self, known: Any) -> _Plan:
+        """This plan, or the one known so far where it is the same but for the op's origin."""
+        if type(known) is not ActivationPlan or self._traits() != known._traits():
+            return self
+        known.origins |= self.origins
+        return known
+
+    def _traits(self) -> tuple[Any, ...]:
+        own = (self.func, self.kwargs, self.length, self.rest, self.dtype, self.dims, self.count)
+        return (*own, self.state.info.site, self.dim, self.width, self.direct, self.in_place)
 
     def run(
         self,

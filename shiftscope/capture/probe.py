@@ -20,13 +20,15 @@ from torch.overrides import TorchFunctionMode
 from shiftscope.capture.activation_ops import ACTIVATION_OPS, parse_activation
 from shiftscope.capture.backward import hook_activation, hook_linear
 from shiftscope.capture.fused import FUSED_OPS
-from shiftscope.capture.graph import edge_of, feature_dim_of
+from shiftscope.capture.graph import edge_of
 from shiftscope.capture.hooks import Enter, Leave, is_running, remove_mode
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
 from shiftscope.capture.module_kinds import has_fast_path, is_single, takes_fast_path
+from shiftscope.capture.neuron_dims import neurons_lie
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
 from shiftscope.capture.recorder import Recorder
 from shiftscope.capture.sites import Frame, Names
+from shiftscope.capture.trail import Trail
 
 __all__ = ["Attachment"]
 
@@ -195,6 +197,7 @@ class Attachment:
         """Take our mode off this thread's stack."""
         mode, run.mode, run.paused = run.mode, None, None
         run.stack.clear()
+        run.trail.clear()
         if mode is not None:
             remove_mode(mode)
 
@@ -239,14 +242,15 @@ class Attachment:
             return func(*args, **kwargs)
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.activation(frame, op.op)
-        dim = feature_dim_of(op.x) if op.elementwise else -1
-        edge = edge_of(op.x)
-        if run.recomputing:
-            state, z = recorder.states.get(site), None
-        else:
+        state, z = recorder.states.get(site) if run.recomputing else None, None
+        lies = neurons_lie(op, run.trail.marks, self.names.paths, state and state.lies)
+        dim, edge = lies.dim, edge_of(op.x)
+        if not run.recomputing:
             state, z = recorder.activation(site, frame.path, op, dim)
+            state.place(lies)
             if frame.plans is not None:
-                plan = ActivationPlan.of(Call(func, args, kwargs, recorder, state), op, dim)
+                call = Call(func, args, kwargs, recorder, state)
+                plan = ActivationPlan.of(call, op, dim, run.trail)
         out = func(*args, **kwargs)
         if state is None or not isinstance(out, Tensor):
             return out
@@ -296,9 +300,10 @@ class Attachment:
 class _Run:
     """One thread's forward pass through the model."""
 
-    __slots__ = ("mode", "paused", "recomputing", "recorder", "stack", "where")
+    __slots__ = ("mode", "paused", "recomputing", "recorder", "stack", "trail", "where")
 
     def __init__(self) -> None:
+        self.trail = Trail()
         self.stack: list[Frame] = []
         self.mode: Any = None
         self.paused: nn.Module | None = None
@@ -321,11 +326,16 @@ class _Mode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        handler = self._handlers.get(func)
+        handler, kwargs = self._handlers.get(func), kwargs or {}
         if handler is None:
-            return func(*args, **kwargs) if kwargs else func(*args)
-        run, kwargs = self._run, kwargs or {}
-        stack = run.stack
+            out = func(*args, **kwargs)
+        else:
+            out = self._handle(handler, func, args, kwargs)
+        self._run.trail.follow(func, args, kwargs, out)
+        return out
+
+    def _handle(self, handler: Handler, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        run, stack = self._run, self._run.stack
         if not stack or torch._C._functorch.peek_interpreter_stack() is not None:
             return func(*args, **kwargs)
         frame = stack[-1]
@@ -344,7 +354,7 @@ def _run_op(
     if plans is not None:
         frame.index = index + 1
         plan = plans[index] if index < len(plans) else None
-        if plan is not None and not run.recomputing and plan.fits(func, args, kwargs):
+        if plan is not None and not run.recomputing and plan.fits(func, args, kwargs, run.trail):
             if plan.count is not None:
                 frame.counts[plan.count[0]] = plan.count[1]
             return plan.run(run.recorder, run.where, args, kwargs)
@@ -360,7 +370,7 @@ def _remember(frame: Frame, plan: Any, counted: dict[str, int]) -> None:
         new = [item for item in frame.counts.items() if item not in counted.items()]
         plan.count = new[0] if new else None
     plans.extend([None] * (frame.index - len(plans)))
-    plans[frame.index - 1] = plan
+    plans[frame.index - 1] = plan and plan.joined(plans[frame.index - 1])
 
 
 def _plain(tensor: Any) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.arguments import whole
 from shiftscope.capture.linear_ops import LinearOp
+from shiftscope.capture.neuron_dims import Lies
 from shiftscope.capture.weights import MeanInput, rounding_scale, weight_facts
 from shiftscope.record import STREAMS, SiteInfo, SiteRecord, Stream, WeightFacts
 from shiftscope.tally import Counts, Extrema, Moments, RowSample
@@ -75,6 +76,12 @@ class SiteState:
     shares: int = 0
     notes: dict[str, None] = field(default_factory=dict)
     lost_since: dict[str, int] = field(default_factory=dict)
+    lies: Lies | None = None
+
+    def place(self, lies: Lies) -> None:
+        """Keep where the neurons of an activation lie, and every doubt about it."""
+        if self.lies is None or lies.doubt:
+            self.lies = lies
 
     def restart(self) -> None:
         """Forget the numbers of a window; what is known of the op stays."""
@@ -319,7 +326,8 @@ def keep_weight(state: SiteState, op: LinearOp) -> None:
 
 
 def _freeze(state: SiteState, backward: bool) -> SiteRecord:
-    notes = dict(state.notes)
+    doubt = state.lies.doubt if state.lies is not None else ""
+    notes = dict.fromkeys(filter(None, (doubt, *state.notes)))
     if backward and state.arrived < state.hooked:
         notes[f"gradients of {state.arrived} of {state.hooked} calls arrived"] = None
     if state.repeated:
