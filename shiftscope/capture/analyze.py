@@ -24,6 +24,7 @@ from shiftscope.capture.arguments import (
 )
 from shiftscope.capture.batches import Batch, Score, as_batch, blaming, loss_of
 from shiftscope.capture.belonging import no_match, patterns_of
+from shiftscope.capture.choice import matching
 from shiftscope.capture.coverage import coverage, forward_flops, missing
 from shiftscope.capture.graph import reaches
 from shiftscope.capture.pictures import pictures
@@ -32,7 +33,6 @@ from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
 from shiftscope.capture.sites import unwrapped
-from shiftscope.capture.windows import matching
 from shiftscope.errors import DataError, MeasureError, UsageError
 from shiftscope.snapshot import Snapshot
 

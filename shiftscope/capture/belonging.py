@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.capture.arguments import patterns, shown
+from shiftscope.capture.choice import matching, optimizer_of
 from shiftscope.capture.sites import clean_path
-from shiftscope.capture.windows import matching, optimizer_of
 from shiftscope.errors import MeasureError, UsageError
 from shiftscope.record import SiteInfo, SiteRecord
 from shiftscope.snapshot import load

@@ -15,6 +15,7 @@ from torch import nn
 from shiftscope.capture import distributed
 from shiftscope.capture.belonging import kept, nothing_since, patterns_of, resumed
 from shiftscope.capture.boundary_moves import BoundaryTracker
+from shiftscope.capture.choice import optimizer_of
 from shiftscope.capture.conditions import check, is_capturing, sample_budget
 from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.probe import Attachment
@@ -23,7 +24,7 @@ from shiftscope.capture.scaling import LossScale
 from shiftscope.capture.schedule import Schedule
 from shiftscope.capture.sites import unwrapped
 from shiftscope.capture.stance import Eager
-from shiftscope.capture.windows import OpenWindow, main_phase, optimizer_of, since
+from shiftscope.capture.windows import OpenWindow, main_phase, since
 from shiftscope.errors import UsageError
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace

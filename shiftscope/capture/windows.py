@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 from shiftscope.capture.conditions import described
 from shiftscope.capture.coverage import coverage, missing
@@ -17,12 +15,11 @@ from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.pictures import pictures
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Settings
-from shiftscope.errors import UsageError
 from shiftscope.record import SiteRecord
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace, Window
 
-__all__ = ["OpenWindow", "main_phase", "matching", "optimizer_of", "since"]
+__all__ = ["OpenWindow", "main_phase", "since"]
 
 
 @dataclass
@@ -112,26 +109,3 @@ def since(trace: Trace, phase: str, reported: dict[str, int]) -> Snapshot:
     if not fresh:
         return Snapshot({})
     return reduce(Snapshot.join, [w.snapshot for w in fresh])
-
-
-def matching(records: Mapping[str, SiteRecord], patterns: Sequence[str]) -> dict[str, SiteRecord]:
-    """The records of the sites that one of the patterns names."""
-    return {name: record for name, record in records.items() if wanted(name, patterns)}
-
-
-def wanted(site: str, patterns: Sequence[str]) -> bool:
-    """Whether a site is to be kept."""
-    return any(p == "*" or fnmatch.fnmatchcase(site, p) for p in patterns)
-
-
-def optimizer_of(given: Any) -> Optimizer:
-    """The torch optimizer that makes the steps, also inside a wrapper."""
-    inner = given
-    for _ in range(4):
-        if isinstance(inner, Optimizer):
-            return inner
-        inner = getattr(inner, "optimizer", None)
-    raise UsageError(
-        f"steps are counted by the hooks of a torch optimizer, got {type(given).__name__}",
-        "leave optimizer out and call probe.step() after each step",
-    )
