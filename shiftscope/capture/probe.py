@@ -15,22 +15,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from shiftscope.capture.activation_ops import ACTIVATION_OPS, parse_activation
 from shiftscope.capture.backward import hook_activation, hook_linear
 from shiftscope.capture.fused import FUSED_OPS
 from shiftscope.capture.graph import edge_of, feature_dim_of
-from shiftscope.capture.hooks import Enter, Leave, is_running, remove_mode
+from shiftscope.capture.hooks import (
+    Enter,
+    Leave,
+    is_running,
+    put_on,
+    remove_modes,
+    take_off,
+    unused_key,
+)
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
+from shiftscope.capture.mode import Handler, Mode, Run, remember
 from shiftscope.capture.module_kinds import has_fast_path, is_single, takes_fast_path
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
 from shiftscope.capture.recorder import Recorder, SiteState
 from shiftscope.capture.sites import Frame, Names
+from shiftscope.capture.tracing import is_plain, samples_in
 
 __all__ = ["Attachment"]
-
-Handler = Callable[[Any, Frame, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Attachment:
@@ -64,7 +71,8 @@ class Attachment:
         self.gaps: dict[tuple[str, str], None] = {}
         self._model = weakref.ref(model)
         self._local = threading.local()
-        self._handles: list[Any] = []
+        self._key = unused_key()
+        self._hooked: list[nn.Module] = []
         self._handlers: dict[Any, Handler] = {
             **dict.fromkeys(LINEAR_OPS, self._linear),
             **dict.fromkeys(ACTIVATION_OPS, self._activation),
@@ -80,8 +88,8 @@ class Attachment:
                     self.gap(path, "a TorchScript module: no hook and no mode sees its inside")
                     continue
                 single = is_single(module)
-                enter = Enter(self, path, has_fast_path(module), single)
-                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                self._hooked.append(module)  # first: an interrupt must not lose it
+                put_on(module, self._key, Enter(self, path, has_fast_path(module), single))
                 if not single:
                     self._wait_for_end(module)
         except BaseException:
@@ -102,14 +110,23 @@ class Attachment:
     @property
     def attached(self) -> bool:
         """Whether hooks are installed."""
-        return bool(self._handles)
+        return bool(self._hooked)
 
     def detach(self) -> None:
         """Remove all hooks and a mode that an interrupt may have left behind; idempotent."""
-        while self._handles:
-            self._handles.pop().remove()
+        try:
+            self._unwind(getattr(self._local, "run", None))
+        finally:
+            while self._hooked:
+                take_off(self._hooked[-1], self._key)
+                self._hooked.pop()
+
+    def settle(self) -> None:
+        """A step ends: clear up behind a forward pass that an interrupt ended."""
         run = getattr(self._local, "run", None)
-        if run is not None:
+        if run is None or run.mode is None:
+            return
+        if not any(is_running(frame.module) for frame in run.stack):
             self._unwind(run)
 
     def gap(self, path: str, reason: str) -> None:
@@ -118,7 +135,7 @@ class Attachment:
             self.gaps.setdefault((path, reason))
 
     def _wait_for_end(self, module: nn.Module) -> None:
-        self._handles.append(module.register_forward_hook(Leave(self), always_call=True))
+        put_on(module, self._key, Leave(self))
 
     # -- the stack of running modules ---------------------------------------------------------
 
@@ -129,11 +146,13 @@ class Attachment:
         try:
             run = self._local.run
         except AttributeError:
-            run = self._local.run = _Run()
+            run = self._local.run = Run()
         stack = run.stack
         if stack and module is self._model() and not is_running(module):
             self._unwind(run)  # an interrupt, which runs no forward hook, left these behind
         if not stack:
+            if run.mode is not None:
+                self._unwind(run)  # an interrupt came before the first module was noted
             if hook.single:  # nobody around it would clear up behind it
                 hook.single = False
                 self._wait_for_end(module)
@@ -172,7 +191,7 @@ class Attachment:
         if not stack:
             self._unwind(run)
 
-    def _begin(self, run: _Run, args: Any, kwargs: Any) -> None:
+    def _begin(self, run: Run, args: Any, kwargs: Any) -> None:
         # Inside a backward pass a forward is a checkpoint's recomputation: its values were
         # recorded before; only its gradients are new (and only in the reentrant kind).
         run.recomputing = torch._C._current_graph_task_id() != -1
@@ -180,35 +199,36 @@ class Attachment:
             run.recorder = self.recorder if self.choose is None else self.choose()
             with self._lock:
                 self.forwards += 1
-                run.where = (self.forwards, _samples(args, kwargs))
+                run.where = (self.forwards, samples_in(args, kwargs))
         if run.recorder is not None:
-            run.mode = _Mode(self._handlers, run)
+            run.mode = Mode(self._handlers, run)
             run.mode.__enter__()
 
-    def _pause(self, run: _Run, module: nn.Module, path: str) -> None:
+    def _pause(self, run: Run, module: nn.Module, path: str) -> None:
         """Under any mode these modules leave their fused kernel, whose output differs."""
         self.gap(path, "fused inference path: its inside is not measured")
         run.paused = module
-        remove_mode(run.mode)
+        remove_modes(run.owns)
 
-    def _unwind(self, run: _Run) -> None:
+    def _unwind(self, run: Run | None) -> None:
         """Take our mode off this thread's stack."""
-        mode, run.mode, run.paused = run.mode, None, None
+        if run is None:
+            return
         run.stack.clear()
-        if mode is not None:
-            remove_mode(mode)
+        remove_modes(run.owns)
+        run.mode = run.paused = None
 
     # -- ops ----------------------------------------------------------------------------------
 
     def _linear(
-        self, run: _Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, run: Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         op = LINEAR_OPS[func](args, kwargs, lambda tensor: self.names.is_weight(tensor, frame))
-        if op is None or not _plain(op.x):
+        if op is None or not is_plain(op.x):
             return func(*args, **kwargs)
         edge = edge_of(op.x)
         out = func(*args, **kwargs)
-        if not isinstance(out, Tensor) or not _plain(out):
+        if not isinstance(out, Tensor) or not is_plain(out):
             return out
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.linear(frame, op.op, op.weight)
@@ -225,14 +245,14 @@ class Attachment:
             plan = LinearPlan.of(Call(func, args, kwargs, recorder, state), op, out)
             if plan is not None:
                 plan.learn(out, edge)
-            _remember(frame, plan, counted)
+            remember(frame, plan, counted)
         return out
 
     def _activation(
-        self, run: _Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, run: Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         op = parse_activation(func, args, kwargs)
-        if op is None or not _plain(op.x) or op.x.dim() == 0:
+        if op is None or not is_plain(op.x) or op.x.dim() == 0:
             return func(*args, **kwargs)
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.activation(frame, op.op)
@@ -253,11 +273,11 @@ class Attachment:
         if frame.plans is not None and not run.recomputing:
             if plan is not None and edge is not None:
                 plan.learn(op.x, out, edge)
-            _remember(frame, plan, counted)
+            remember(frame, plan, counted)
         return out
 
     def _fused(
-        self, run: _Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, run: Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         fused = FUSED_OPS[func]
         if self.unfuse or (self.choose is not None and fused.exact):
@@ -271,10 +291,11 @@ class Attachment:
         inner = Frame(frame.path, frame.module, frame.counts, labels, fused.pooled)
         run.stack.append(inner)
         try:
-            with _Mode(self._handlers, run):
+            with Mode(self._handlers, run):
                 return fused.run(func, args, kwargs, labels)
         finally:
-            run.stack.remove(inner)
+            # A detach meanwhile has emptied the stack.
+            run.stack[:] = [frame for frame in run.stack if frame is not inner]
 
     def _keep_weight(self, recorder: Any, state: SiteState, op: LinearOp) -> None:
         """A weight that no module holds when nothing runs is read now: it may not exist later."""
@@ -289,100 +310,3 @@ class Attachment:
             if owner is not None:
                 self.measured.add(owner[0])
             self.parameters.add(id(weight if weight._base is None else weight._base))
-
-
-class _Run:
-    """One thread's forward pass through the model."""
-
-    __slots__ = ("mode", "paused", "recomputing", "recorder", "stack", "where")
-
-    def __init__(self) -> None:
-        self.stack: list[Frame] = []
-        self.mode: Any = None
-        self.paused: nn.Module | None = None
-        self.recomputing = False
-        self.recorder: Any = None
-        self.where = (0, 1)
-
-
-class _Mode(TorchFunctionMode):
-    """Hands the torch functions that matter to their handlers."""
-
-    def __init__(self, handlers: dict[Any, Handler], run: _Run) -> None:
-        super().__init__()
-        self._handlers, self._run = handlers, run
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        handler = self._handlers.get(func)
-        if handler is None:
-            return func(*args, **kwargs) if kwargs else func(*args)
-        run, kwargs = self._run, kwargs or {}
-        stack = run.stack
-        if not stack or torch._C._functorch.peek_interpreter_stack() is not None:
-            return func(*args, **kwargs)
-        frame = stack[-1]
-        try:
-            return _run_op(run, frame, handler, func, args, kwargs)
-        finally:
-            if frame.single and stack and stack[-1] is frame:
-                del stack[-1]
-
-
-def _run_op(
-    run: _Run, frame: Frame, handler: Handler, func: Any, args: tuple[Any, ...], kwargs: Any
-) -> Any:
-    """By the plan of the op, if it is the one that is known at this place; else by its handler."""
-    plans, index = frame.plans, frame.index
-    if plans is not None:
-        frame.index = index + 1
-        plan = plans[index] if index < len(plans) else None
-        if plan is not None and not run.recomputing and plan.fits(func, args, kwargs):
-            if plan.count is not None:
-                frame.counts[plan.count[0]] = plan.count[1]
-            return plan.run(run.recorder, run.where, args, kwargs)
-    return handler(run, frame, func, args, kwargs)
-
-
-def _remember(frame: Frame, plan: Any, counted: dict[str, int]) -> None:
-    """Keep the plan of the op that has just run, with what it added to the names of the frame."""
-    plans = frame.plans
-    if plans is None:
-        return
-    if plan is not None:
-        new = [item for item in frame.counts.items() if item not in counted.items()]
-        plan.count = new[0] if new else None
-    plans.extend([None] * (frame.index - len(plans)))
-    plans[frame.index - 1] = plan
-
-
-def _plain(tensor: Any) -> bool:
-    """A dense real float tensor that holds values."""
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.layout is torch.strided
-        and tensor.is_floating_point()
-        and not tensor.is_meta
-        and not tensor.is_nested
-        and not tensor.is_quantized
-        and tensor.numel() > 0
-    )
-
-
-def _samples(args: Any, kwargs: Any) -> int:
-    """Batch size: the first dimension of the first tensor that has one."""
-    pending = [*args, *kwargs.values()]
-    while pending:
-        item = pending.pop(0)
-        if isinstance(item, Tensor) and item.dim() > 0:
-            return int(item.shape[0])
-        if isinstance(item, dict):
-            pending = [*item.values(), *pending]
-        elif isinstance(item, list | tuple):
-            pending = [*item, *pending]
-    return 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Settings
 from shiftscope.capture.schedule import Schedule
 from shiftscope.capture.sites import unwrapped
-from shiftscope.capture.stance import Eager
+from shiftscope.capture.stance import Eager, call_untraced, listen
 from shiftscope.capture.windows import OpenWindow, main_phase, matching, optimizer_of, since
 from shiftscope.errors import MeasureError, UsageError
 from shiftscope.snapshot import Snapshot
@@ -91,17 +91,7 @@ def watch(
 class Probe:
     """The live attachment to a training run, as :func:`watch` makes it.
 
-    Args:
-        model: The model that is trained.
-        optimizer: Its optimizer, which counts the steps; None to call :meth:`step`.
-        every: Record every N-th step; None to keep within the budget.
-        budget: Time that recording may take, as a share of the time training takes.
-        sites: Pattern or patterns of the sites to keep.
-        rows: Largest row sample for quantiles.
-        scaler: The ``GradScaler`` in use.
-        window: Recorded steps in one window of the trace.
-        seed: Seed of the row sample.
-        resume: The trace of an earlier part of this run.
+    Its arguments are those of :func:`watch`.
 
     Attributes:
         trace: The finished windows.
@@ -152,7 +142,9 @@ class Probe:
             LeanRecorder(self._settings),
             choose=lambda: None if (method := choose()) is None else method(),
         )
-        self._handles = [] if optimizer is None else self._listen(optimizer_of(optimizer))
+        self._handles: list[Any] = []
+        if optimizer is not None:
+            self._handles = listen(optimizer_of(optimizer), self._before_step, self._after_step)
         if self._schedule.first():
             self._attach()
 
@@ -170,8 +162,8 @@ class Probe:
                 "leave probe.step() out, or give no optimizer",
             )
         if not self._done:
-            self._before_step()
-            self._after_step()
+            call_untraced(Probe._before_step, self)
+            call_untraced(Probe._after_step, self)
 
     @contextmanager
     def record(self, phase: str = "eval") -> Iterator[Probe]:
@@ -180,29 +172,24 @@ class Probe:
         Args:
             phase: The phase it is counted for.
         """
-        before = self._forced
-        self._forced = phase
-        attached = self._attach()
-        try:
+        before, attached = self._forced, self.attached
+        with ExitStack() as last:
+            if not attached:
+                last.callback(self._leave)
+            last.callback(self._schedule.pause)
+            last.callback(self._flush, phase)
+            last.callback(setattr, self, "_forced", before)
+            self._forced = phase
+            self._attach()
             yield self
-        finally:
-            self._forced = before
-            self._flush(phase)
-            self._schedule.pause()
-            if attached:
-                self._leave()
-
-    def _listen(self, optimizer: torch.optim.Optimizer) -> list[Any]:
-        return [
-            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
-            optimizer.register_step_post_hook(lambda *_: self._after_step()),
-        ]
 
     def _before_step(self) -> None:
         # Before the update: gradients are complete, and the weights are still those they belong to.
         self._stepped = True
         if not self._recording or self._done:
             return
+        if self._attachment is not None:
+            self._attachment.settle()
         with self._lock:
             for phase in list(self._recorders):
                 self._flush(phase)
@@ -244,9 +231,11 @@ class Probe:
 
     def _leave(self) -> None:
         self._recording = False
-        if self._attachment is not None:
-            self._attachment.detach()
-        self._eager.release()
+        try:
+            if self._attachment is not None:
+                self._attachment.detach()
+        finally:
+            self._eager.release()
 
     # -- a forward pass -------------------------------------------------------------------------
 
@@ -336,13 +325,17 @@ class Probe:
         """Remove everything; idempotent. What was measured stays readable."""
         if self._done:
             return
-        with self._lock:
-            self._close_all()
+        # Last line first, each whatever becomes of the others; hooks twice, against interrupts.
+        with ExitStack() as last:
+            last.callback(self._forget)
+            last.callback(self._close_all)
+            for remove in (*(handle.remove for handle in self._handles), self._leave, self._leave):
+                last.callback(remove)
+
+    def _forget(self) -> None:
         self._done = True
-        self._leave()
-        while self._handles:
-            self._handles.pop().remove()
         self._attachment = None
+        self._handles.clear()
         self._recorders.clear()
         self._scaler = self._scaling = None
 
@@ -360,9 +353,14 @@ class Probe:
         """Watching began with the probe."""
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        """Detach."""
-        self.detach()
+    def __exit__(self, kind: Any, error: BaseException | None, where: Any) -> None:
+        """Detach; what ended the block is never replaced by a failure of ours."""
+        try:
+            self.detach()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"shiftscope could not close the last window: {failure!r}")
 
     def __del__(self) -> None:
         """A probe that nobody holds any more leaves nothing behind."""
@@ -370,10 +368,11 @@ class Probe:
             self._leave()
 
     def _close_all(self) -> None:
-        for phase in list(self._recorders):
-            self._flush(phase)
-        for phase in list(self._open):
-            self._close(phase)
+        with self._lock:
+            for phase in list(self._recorders):
+                self._flush(phase)
+            for phase in list(self._open):
+                self._close(phase)
 
     def _close(self, phase: str) -> None:
         """Freeze a window; it joins the trace."""
