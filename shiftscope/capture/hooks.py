@@ -15,6 +15,7 @@ from torch import nn
 
 __all__ = ["Enter", "Leave", "is_running", "put_on", "remove_modes", "take_off", "unused_key"]
 
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _KEYS = itertools.count(-1, -1)
 
 
@@ -83,6 +84,14 @@ class _Hook:
     def __init__(self, attachment: Any) -> None:
         self._attachment: Callable[[], Any] = weakref.ref(attachment)
 
+    @property
+    def __name__(self) -> str:
+        # Who asks is torch.jit.script, which compiles the hooks of a module along with it.
+        raise AttributeError(
+            "a model whose step is being recorded cannot be scripted: "
+            "call torch.jit.script before ss.watch, or after probe.detach()"
+        )
+
     def forget(self) -> None:
         """Tell nobody any more."""
         self._attachment = _nobody
@@ -134,6 +143,8 @@ class Enter(_Hook):
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         """Tell the attachment, if it still exists."""
+        if _is_dynamo_compiling():  # a strict export traces hooks along with the model
+            return
         attachment = self._attachment()
         if attachment is not None:
             attachment.enter(self, module, args, kwargs or {})
@@ -146,6 +157,8 @@ class Leave(_Hook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Tell the attachment, if it still exists."""
+        if _is_dynamo_compiling():
+            return
         attachment = self._attachment()
         if attachment is not None:
             attachment.leave(module)

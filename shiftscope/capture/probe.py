@@ -35,7 +35,7 @@ from shiftscope.capture.module_kinds import has_fast_path, is_single, takes_fast
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
 from shiftscope.capture.recorder import Recorder, SiteState
 from shiftscope.capture.sites import Frame, Names
-from shiftscope.capture.tracing import is_plain, samples_in
+from shiftscope.capture.tracing import first_tensor, is_plain, is_traced
 
 __all__ = ["Attachment"]
 
@@ -195,11 +195,14 @@ class Attachment:
         # Inside a backward pass a forward is a checkpoint's recomputation: its values were
         # recorded before; only its gradients are new (and only in the reentrant kind).
         run.recomputing = torch._C._current_graph_task_id() != -1
-        if not run.recomputing:
+        first = first_tensor(args, kwargs)
+        if is_traced(first):
+            run.recorder = None
+        elif not run.recomputing:
             run.recorder = self.recorder if self.choose is None else self.choose()
             with self._lock:
                 self.forwards += 1
-                run.where = (self.forwards, samples_in(args, kwargs))
+                run.where = (self.forwards, 1 if first is None else int(first.shape[0]))
         if run.recorder is not None:
             run.mode = Mode(self._handlers, run)
             run.mode.__enter__()

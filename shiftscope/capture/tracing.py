@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["is_plain", "samples_in"]
+__all__ = ["first_tensor", "is_plain", "is_traced"]
+
+_VALUELESS = ("torch._subclasses", "torch.fx")
+"""Homes of fake and functional tensors, and of the proxies of a symbolic trace."""
 
 
 def is_plain(tensor: Any) -> bool:
@@ -20,18 +23,40 @@ def is_plain(tensor: Any) -> bool:
         and not tensor.is_nested
         and not tensor.is_quantized
         and tensor.numel() > 0
+        and not _is_valueless(tensor)
     )
 
 
-def samples_in(args: Any, kwargs: Any) -> int:
-    """Batch size: the first dimension of the first tensor that has one."""
+def is_traced(first: Any) -> bool:
+    """Whether a forward pass that begins is run for its graph or its shapes, not its values.
+
+    Other dispatch modes (a counter of operations, the user's own) do not matter.
+
+    Args:
+        first: The first tensor it is given, as :func:`first_tensor` finds it.
+    """
+    for place in range(torch._C._len_torch_dispatch_stack()):
+        # What fake tensors, proxies and functionalisation put on the stack has a key, nothing else.
+        if getattr(torch._C._get_dispatch_stack_at(place), "_mode_key", None) is not None:
+            return True
+    if torch._C._is_tracing() or torch.compiler.is_compiling():
+        return True
+    return first is not None and (_is_valueless(first) or first.is_meta)
+
+
+def first_tensor(args: Any, kwargs: Any) -> Any:
+    """The first tensor (or stand-in for one) with a dimension in the arguments of a call."""
     pending = [*args, *kwargs.values()]
     while pending:
         item = pending.pop(0)
-        if isinstance(item, Tensor) and item.dim() > 0:
-            return int(item.shape[0])
+        if _is_valueless(item) or (isinstance(item, Tensor) and item.dim() > 0):
+            return item
         if isinstance(item, dict):
             pending = [*item.values(), *pending]
         elif isinstance(item, list | tuple):
             pending = [*item, *pending]
-    return 1
+    return None
+
+
+def _is_valueless(item: Any) -> bool:
+    return type(item) is not Tensor and type(item).__module__.startswith(_VALUELESS)
