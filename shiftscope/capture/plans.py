@@ -97,7 +97,9 @@ class LinearPlan(_Plan):
         out: Its output.
     """
 
-    __slots__ = ("core", "depth", "grad_alone", "via", "w_at", "weight", "x_kind", "z_kind")
+    __slots__ = (
+        *("core", "depth", "grad_alone", "lasts", "via", "w_at", "weight", "x_kind", "z_kind"),
+    )
 
     def __init__(self, call: Call, op: LinearOp, out: Tensor) -> None:
         super().__init__(call, op, 3)
@@ -106,7 +108,7 @@ class LinearPlan(_Plan):
         self.op: LinearOp = replace(self.op, weight=op.weight.detach())
         self.x_kind, self.z_kind = kind_of(op.x, op.x_dim), kind_of(out, op.z_dim)
         (self.grad_alone,) = call.slots("grad_z_alone")
-        self.core, self.depth, self.via = "", 0, False
+        self.core, self.depth, self.via, self.lasts = "", 0, False, True
 
     @classmethod
     def of(cls, call: Call, op: LinearOp, out: Tensor) -> LinearPlan | None:
@@ -152,6 +154,10 @@ class LinearPlan(_Plan):
             recorder.image(self.state, op, x, a)
         if recorder.detail:
             recorder.linear_samples(self.state, op, (x, out), (self.x_kind, self.z_kind), (a, z))
+            if not self.lasts:
+                recorder.read_weight_now(
+                    self.state, replace(op, x=x, weight=args[self.w_at].detach())
+                )
         node = out.grad_fn
         hooked = node is not None and self._hook(recorder, node, x, out)
         recorder.called(self.state, where, hooked)

@@ -248,6 +248,7 @@ class Attachment:
             plan = LinearPlan.of(Call(func, args, kwargs, recorder, state), op, out)
             if plan is not None:
                 plan.learn(out, edge)
+                plan.lasts = self.names.lasts(op.weight)
             remember(frame, plan, counted)
         return out
 
@@ -302,8 +303,7 @@ class Attachment:
 
     def _keep_weight(self, recorder: Any, state: SiteState, op: LinearOp) -> None:
         """A weight that no module holds when nothing runs is read now: it may not exist later."""
-        weight = op.weight if op.weight._base is None else op.weight._base
-        if recorder.detail and id(weight) not in self.names.owners:
+        if recorder.detail and not self.names.lasts(op.weight):
             recorder.read_weight_now(state, op)
 
     def _mark(self, frame: Frame, weight: Tensor) -> None:

@@ -103,6 +103,12 @@ class Names:
         base = tensor._base
         return found if found is not None or base is None else self.owners.get(id(base))
 
+    def lasts(self, weight: Tensor) -> bool:
+        """Whether a weight is held by its module when nothing runs; else it may be freed then."""
+        held = weight if weight._base is None else weight._base
+        # A flat parameter is held, but shrinks to its shard between the calls.
+        return id(held) in self.owners and not getattr(held, "_is_flat_param", False)
+
     def is_weight(self, tensor: Any, frame: Frame) -> bool:
         """Whether a tensor is a weight: a parameter, a view of one, or computed from one only."""
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():

@@ -52,10 +52,10 @@ def worker(rank: int, port: int, folder: str) -> None:
         snapshot.save(Path(folder) / f"ddp{rank}.npz")
         if rank == 0:
             torch.save(weights, Path(folder) / "ddp.pt")
-        sharded = shard(model())
-        if sharded is not None:
-            snapshot, _ = trained(sharded, mine)
-            snapshot.save(Path(folder) / f"fsdp{rank}.npz")
+        for kind, sharded in (("fsdp", shard(model())), *flat()):
+            if sharded is not None:
+                snapshot, _ = trained(sharded, mine)
+                snapshot.save(Path(folder) / f"{kind}{rank}.npz")
     except BaseException:
         Path(folder, f"{rank}.txt").write_text(traceback.format_exc())
         raise
@@ -77,6 +77,20 @@ def shard(net: nn.Module) -> nn.Module | None:
     return net
 
 
+def flat() -> list[tuple[str, nn.Module]]:
+    """Models whose weights are views of one flat parameter that is freed behind each forward."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    cpu = torch.device("cpu")
+    return [
+        (
+            f"flat{int(keep)}-",
+            FullyShardedDataParallel(model(), use_orig_params=keep, device_id=cpu),
+        )
+        for keep in (False, True)
+    ]
+
+
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -85,8 +99,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     whole, weights = trained(model(), data())
     # The mean loss of half a batch is scaled by two in its own process.
     expected = whole.neurons
-    kinds = ["ddp", "fsdp"] if (tmp_path / "fsdp0.npz").exists() else ["ddp"]
-    for kind in kinds:
+    kinds = ["ddp", "flat0-", "flat1-"]
+    for kind in kinds + ["fsdp"] * (tmp_path / "fsdp0.npz").exists():
         one, two = (ss.load(tmp_path / f"{kind}{rank}.npz") for rank in (0, 1))
         assert list(one.records) == list(whole.records)
         for name in ("count", "z_mean", "z_var", "z_q50", "grad_z_mean", "weight_norm"):
@@ -96,6 +110,9 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
         scale = 2.0
         got = one.neurons.grad_z_mean / scale
         np.testing.assert_allclose(got, expected.grad_z_mean, rtol=1e-3, atol=1e-7)
+        assert one.manifest["ranks"] == 2
+        assert one.gaps == ()
+        assert set(one.sites["notes"]) == {""}
         norms = one.neurons.weight_norm.dropna()
         np.testing.assert_allclose(norms, expected.weight_norm.dropna(), rtol=0.05)
         assert set(one.neurons["count"]) == {48}
