@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
@@ -44,8 +43,6 @@ def hook_linear(
         count: Whether a missing gradient of this call is to be noted.
     """
     if out.grad_fn is None:
-        if op.weight.requires_grad and count and torch.is_grad_enabled():
-            state.notes["ran outside of autograd (a custom function?): no gradient"] = None
         return
     call = _Call(recorder, state)
     core = core_node(out) if op.core else None

@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Enter", "Leave", "is_running", "put_on", "remove_modes", "take_off", "unused_key"]
+__all__ = [
+    "Enter",
+    "Leave",
+    "in_function",
+    "is_running",
+    "put_on",
+    "remove_modes",
+    "take_off",
+    "unused_key",
+]
 
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _KEYS = itertools.count(-1, -1)
@@ -72,6 +81,22 @@ def is_running(module: nn.Module) -> bool:
     while frame is not None:
         if frame.f_code.co_name == "forward" and frame.f_locals.get("self") is module:
             return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def in_function() -> bool:
+    """Whether the forward of a ``torch.autograd.Function`` is under way in this thread.
+
+    It runs without gradients (a reentrant checkpoint, a reversible block), and trains all the same.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and code.co_argcount:
+            context = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(context, torch.autograd.function.FunctionCtx):
+                return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
 

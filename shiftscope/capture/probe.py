@@ -23,6 +23,7 @@ from shiftscope.capture.graph import edge_of, feature_dim_of
 from shiftscope.capture.hooks import (
     Enter,
     Leave,
+    in_function,
     is_running,
     put_on,
     remove_modes,
@@ -35,9 +36,13 @@ from shiftscope.capture.module_kinds import has_fast_path, is_single, takes_fast
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
 from shiftscope.capture.recorder import Recorder, SiteState
 from shiftscope.capture.sites import Frame, Names
-from shiftscope.capture.tracing import first_tensor, is_plain, is_traced
+from shiftscope.capture.tracing import first_tensor, is_plain, is_traced, why_not_plain
 
 __all__ = ["Attachment"]
+
+
+_TRANSFORMED = "called under a transform of torch.func only (vmap, grad): not measured there"
+_VALUELESS = "called for its graph or its shapes only (tracing, fake tensors, a CUDA graph)"
 
 
 class Attachment:
@@ -67,12 +72,15 @@ class Attachment:
         self.forwards = 0
         self.called: set[str] = set()
         self.measured: set[str] = set()
+        self.passed: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
         self.parameters: set[int] = set()
         self.gaps: dict[tuple[str, str], None] = {}
         self._model = weakref.ref(model)
         self._local = threading.local()
         self._key = unused_key()
         self._hooked: list[nn.Module] = []
+        self._trained: Any = recorder
         self._handlers: dict[Any, Handler] = {
             **dict.fromkeys(LINEAR_OPS, self._linear),
             **dict.fromkeys(ACTIVATION_OPS, self._activation),
@@ -142,6 +150,7 @@ class Attachment:
     def enter(self, hook: Enter, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A module begins its forward."""
         if torch._C._functorch.peek_interpreter_stack() is not None:
+            self.passed.setdefault(hook.path, _TRANSFORMED)
             return
         try:
             run = self._local.run
@@ -159,6 +168,7 @@ class Attachment:
             self._begin(run, args, kwargs)
         recorder, path = run.recorder, hook.path
         if recorder is None:
+            self.passed.setdefault(path, _VALUELESS)
             stack.append(Frame(path, module))
             return
         known, plans = None, recorder.plans
@@ -198,8 +208,12 @@ class Attachment:
         first = first_tensor(args, kwargs)
         if is_traced(first):
             run.recorder = None
-        elif not run.recomputing:
+        elif run.recomputing:
+            run.recorder = self._trained
+        else:
             run.recorder = self.recorder if self.choose is None else self.choose()
+            if torch.is_grad_enabled() or in_function():
+                self._trained = run.recorder
             with self._lock:
                 self.forwards += 1
                 run.where = (self.forwards, 1 if first is None else int(first.shape[0]))
@@ -228,6 +242,8 @@ class Attachment:
     ) -> Any:
         op = LINEAR_OPS[func](args, kwargs, lambda tensor: self.names.is_weight(tensor, frame))
         if op is None or not is_plain(op.x):
+            if op is not None:
+                self.refused.setdefault(frame.path, why_not_plain(op.x))
             return func(*args, **kwargs)
         edge = edge_of(op.x)
         out = func(*args, **kwargs)
@@ -239,7 +255,7 @@ class Attachment:
             state = recorder.states.get(site)
         else:
             state = recorder.linear(site, frame.path, op, out, run.where)
-            self._mark(frame, op.weight)
+            self._mark(recorder, frame, op.weight)
         if state is None:
             return out
         hook_linear(recorder, state, op, out, edge, count=not run.recomputing)
@@ -306,10 +322,11 @@ class Attachment:
         if recorder.detail and not self.names.lasts(op.weight):
             recorder.read_weight_now(state, op)
 
-    def _mark(self, frame: Frame, weight: Tensor) -> None:
+    def _mark(self, recorder: Any, frame: Frame, weight: Tensor) -> None:
         owner = self.names.owner_of(weight)
         with self._lock:
-            self.measured.add(frame.path)
-            if owner is not None:
-                self.measured.add(owner[0])
+            for seen in (recorder.measured, self.measured):
+                seen.add(frame.path)
+                if owner is not None:
+                    seen.add(owner[0])
             self.parameters.add(id(weight if weight._base is None else weight._base))

@@ -87,6 +87,7 @@ class Recorder:
         self.settings = settings
         self.states: dict[str, SiteState] = {}
         self.epoch = 0
+        self.measured: set[str] = set()
         self.plans: dict[str, list[Any]] | None = None
         self._lock = threading.Lock()
         self._memory = threading.local()
@@ -312,6 +313,12 @@ def _freeze(state: SiteState, backward: bool) -> SiteRecord:
     notes = dict(state.notes)
     if backward and state.arrived < state.hooked:
         notes[f"gradients of {state.arrived} of {state.hooked} calls arrived"] = None
+    alone = state.calls - max(state.hooked, state.arrived)
+    if backward and alone > 0:
+        notes[
+            f"{alone} of {state.calls} calls passed no gradient on "
+            "(no_grad, frozen, or inside a custom function or a checkpoint)"
+        ] = None
     if state.repeated:
         notes[f"{state.repeated} calls were part of more than one backward pass"] = None
     facts = state.facts

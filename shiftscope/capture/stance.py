@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+
+from shiftscope.capture.windows import optimizer_of
 
 __all__ = ["Eager", "call_untraced", "listen"]
 
@@ -51,8 +52,15 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     return disabled
 
 
-def listen(optimizer: Optimizer, before: Callable[[], None], after: Callable[[], None]) -> Any:
-    """Hooks on the steps of an optimizer, compiled or not: a list of handles to remove them by."""
+def listen(given: Any, before: Callable[[], None], after: Callable[[], None]) -> list[Any]:
+    """Put hooks on the steps of an optimizer, compiled or not.
+
+    Returns:
+        Handles to remove them by; none where no optimizer is given.
+    """
+    if given is None:
+        return []
+    optimizer = optimizer_of(given)
     return [
         optimizer.register_step_pre_hook(untraced(lambda *_: before())),
         optimizer.register_step_post_hook(untraced(lambda *_: after())),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["first_tensor", "is_plain", "is_traced"]
+__all__ = ["first_tensor", "is_plain", "is_traced", "why_not_plain"]
 
 _VALUELESS = ("torch._subclasses", "torch.fx")
 """Homes of fake and functional tensors, and of the proxies of a symbolic trace."""
@@ -25,6 +25,17 @@ def is_plain(tensor: Any) -> bool:
         and tensor.numel() > 0
         and not _is_valueless(tensor)
     )
+
+
+def why_not_plain(tensor: Tensor) -> str:
+    """What :func:`is_plain` has against a tensor, as the reason of a gap."""
+    if tensor.is_nested:
+        return "nested tensors: their rows differ in length"
+    if tensor.layout is not torch.strided:
+        return "sparse tensors are not measured"
+    if not tensor.is_meta and not tensor.numel():
+        return "called with empty batches only"
+    return f"tensors of kind {tensor.dtype} on {tensor.device} hold no values to measure"
 
 
 def is_traced(first: Any) -> bool:

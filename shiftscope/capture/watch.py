@@ -14,7 +14,8 @@ from torch import nn
 from shiftscope.capture import distributed
 from shiftscope.capture.boundary_moves import BoundaryTracker
 from shiftscope.capture.conditions import check, described, is_capturing, sample_budget
-from shiftscope.capture.coverage import coverage, missing
+from shiftscope.capture.coverage import coverage, missing, nothing_measured, obstacles
+from shiftscope.capture.hooks import in_function
 from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.pictures import pictures
 from shiftscope.capture.probe import Attachment
@@ -22,8 +23,8 @@ from shiftscope.capture.recorder import Settings
 from shiftscope.capture.schedule import Schedule
 from shiftscope.capture.sites import unwrapped
 from shiftscope.capture.stance import Eager, call_untraced, listen
-from shiftscope.capture.windows import OpenWindow, main_phase, matching, optimizer_of, since
-from shiftscope.errors import MeasureError, UsageError
+from shiftscope.capture.windows import OpenWindow, main_phase, matching, since
+from shiftscope.errors import UsageError
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace, Window
 
@@ -131,6 +132,7 @@ class Probe:
         self._recorders: dict[str, LeanRecorder] = {}
         self._open: dict[str, OpenWindow] = {}
         self._reported: dict[str, int] = {}
+        self._obstacles: list[tuple[str, str]] = []
         self._forced: str | None = None
         self._recording = False
         self._done = False
@@ -142,9 +144,7 @@ class Probe:
             LeanRecorder(self._settings),
             choose=lambda: None if (method := choose()) is None else method(),
         )
-        self._handles: list[Any] = []
-        if optimizer is not None:
-            self._handles = listen(optimizer_of(optimizer), self._before_step, self._after_step)
+        self._handles: list[Any] = listen(optimizer, self._before_step, self._after_step)
         if self._schedule.first():
             self._attach()
 
@@ -263,7 +263,8 @@ class Probe:
 
     def _phase(self) -> str:
         model = self._model()
-        training = model is not None and model.training and torch.is_grad_enabled()
+        graded = torch.is_grad_enabled() or in_function()
+        training = model is not None and model.training and graded
         return "train" if training else "eval"
 
     def _set_overflow_apart(self) -> None:
@@ -315,10 +316,7 @@ class Probe:
             mine = since(self.trace, chosen, self._reported)
         merged = distributed.merge_over_ranks(mine)
         if not merged.records:
-            raise MeasureError(
-                f"no step of phase {chosen!r} was recorded since the last snapshot",
-                "train on, or give every=1; validation is recorded inside probe.record()",
-            )
+            raise nothing_measured(chosen, self._obstacles)
         return merged
 
     def detach(self) -> None:
@@ -373,6 +371,8 @@ class Probe:
                 self._flush(phase)
             for phase in list(self._open):
                 self._close(phase)
+            if self._attachment is not None:
+                self._obstacles = obstacles(self._attachment)
 
     def _close(self, phase: str) -> None:
         """Freeze a window; it joins the trace."""
@@ -385,14 +385,14 @@ class Probe:
         if shown:
             snapshot = Snapshot(
                 records=shown,
-                gaps=tuple(missing(attachment)),
+                gaps=tuple(missing(attachment, recorder.measured)),
                 manifest={
                     **described(self._model(), phase, self._settings),
                     **window.told(),
                     "overflow_steps": self.overflows,
                     "schedule": self._schedule.summary(),
                 },
-                coverage=coverage(attachment, recorder.states, 0.0),
+                coverage=coverage(attachment, recorder, 0.0),
                 pictures=pictures({name: recorder.states[name] for name in shown}),
             )
             self.trace.append(Window(window.first, window.last, phase, snapshot))
