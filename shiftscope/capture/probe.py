@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,7 @@ class Attachment:
         self._key = unused_key()
         self._hooked: list[nn.Module] = []
         self._trained: Any = recorder
+        self._settled = False
         self._handlers: dict[Any, Handler] = {
             **dict.fromkeys(LINEAR_OPS, self._linear),
             **dict.fromkeys(ACTIVATION_OPS, self._activation),
@@ -92,18 +93,21 @@ class Attachment:
         """Install the hooks."""
         try:
             for module, path in self.names.paths.items():
-                if isinstance(module, torch.jit.ScriptModule):
-                    self.gap(path, "a TorchScript module: no hook and no mode sees its inside")
-                    continue
-                single = is_single(module)
-                self._hooked.append(module)  # first: an interrupt must not lose it
-                put_on(module, self._key, Enter(self, path, has_fast_path(module), single))
-                if not single:
-                    self._wait_for_end(module)
+                self._install(module, path)
         except BaseException:
             self.detach()
             raise
         return self
+
+    def _install(self, module: nn.Module, path: str) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            self.gap(path, "a TorchScript module: no hook and no mode sees its inside")
+            return
+        single = is_single(module)
+        self._hooked.append(module)  # first: an interrupt must not lose it
+        put_on(module, self._key, Enter(self, path, has_fast_path(module), single))
+        if not single:
+            self._wait_for_end(module)
 
     def __exit__(self, *exc: object) -> None:
         """Remove everything again."""
@@ -125,12 +129,25 @@ class Attachment:
         try:
             self._unwind(getattr(self._local, "run", None))
         finally:
-            while self._hooked:
-                take_off(self._hooked[-1], self._key)
-                self._hooked.pop()
+            self._remove()
+
+    def _remove(self) -> None:
+        while self._hooked:
+            take_off(self._hooked[-1], self._key)
+            self._hooked.pop()
+
+    def _follow(self) -> None:
+        """Name and hook the modules anew, if any was added, swapped or removed."""
+        self._settled = False
+        if self.names.outdated:
+            self._remove()
+            self.refresh()
+            for module, path in self.names.paths.items():
+                self._install(module, path)
 
     def settle(self) -> None:
         """A step ends: clear up behind a forward pass that an interrupt ended."""
+        self._settled = True
         run = getattr(self._local, "run", None)
         if run is None or run.mode is None:
             return
@@ -162,6 +179,9 @@ class Attachment:
         if not stack:
             if run.mode is not None:
                 self._unwind(run)  # an interrupt came before the first module was noted
+            if self._settled:
+                self._follow()
+                hook = cast(Enter, module._forward_pre_hooks.get(self._key, hook))
             if hook.single:  # nobody around it would clear up behind it
                 hook.single = False
                 self._wait_for_end(module)

@@ -245,11 +245,7 @@ class Recorder:
                 if state is None:
                     made = replace(info, site=name, order=len(self.states))
                     return self.states.setdefault(name, SiteState(made))
-                if (state.info.neurons, state.info.kind, state.info.op) == (
-                    info.neurons,
-                    info.kind,
-                    info.op,
-                ):
+                if _form(state.info) == _form(info):
                     return state
         raise StopIteration  # never: the variants of a name do not end
 
@@ -275,6 +271,11 @@ class Recorder:
         """
         called = {name: state for name, state in self.states.items() if state.calls}
         return {name: _freeze(state, backward) for name, state in called.items()}
+
+
+def _form(info: SiteInfo) -> tuple[int, int, str, str]:
+    """What two calls must share to be of one site; a layer may be swapped for another."""
+    return info.neurons, info.fan_in, info.kind, info.op
 
 
 def _identity(tensor: Tensor, dim: int, start: int, size: int) -> tuple[Any, ...] | None:

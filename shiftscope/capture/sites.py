@@ -73,12 +73,18 @@ class Names:
         # named_modules() visits a module that has two names once, under the first one.
         for name, module in model.named_modules():
             self.paths[module] = clean_path(name)
+        self._parts = {module: _parts(module) for module in self.paths}
         for module, path in self.paths.items():
             # _parameters, not getattr: a parametrised weight would be recomputed by reading it,
             # and a spectral norm would run a power iteration.
             for key, parameter in module._parameters.items():
                 if parameter is not None:
                     self.owners.setdefault(id(parameter), (path, key))
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a module or a parameter was added, swapped or removed since."""
+        return any(_parts(module) != parts for module, parts in self._parts.items())
 
     def linear(self, frame: Frame, op: str, weight: Tensor) -> str:
         """The site of a linear op that runs inside ``frame``."""
@@ -127,6 +133,10 @@ class Names:
             return f"{frame.path}:{label}"
         count = frame.counts[label] = frame.counts.get(label, 0) + 1
         return f"{frame.path}:{label}" + (f".{count}" if count > 1 else "")
+
+
+def _parts(module: nn.Module) -> list[int]:
+    return [*map(id, module._modules.values()), *map(id, module._parameters.values())]
 
 
 def _holds(module: nn.Module, weight: Tensor) -> bool:
