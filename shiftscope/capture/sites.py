@@ -7,7 +7,10 @@ after the owner. Path and owner both fitting (tied weights), the running module 
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +76,8 @@ class Names:
         # named_modules() visits a module that has two names once, under the first one.
         for name, module in model.named_modules():
             self.paths[module] = clean_path(name)
-        self._parts = {module: _parts(module) for module in self.paths}
+        self._places = [d for m in self.paths for d in (m._modules, m._parameters)]
+        self._parts = list(_values(self._places))
         for module, path in self.paths.items():
             # _parameters, not getattr: a parametrised weight would be recomputed by reading it,
             # and a spectral norm would run a power iteration.
@@ -84,7 +88,10 @@ class Names:
     @property
     def outdated(self) -> bool:
         """Whether a module or a parameter was added, swapped or removed since."""
-        return any(_parts(module) != parts for module, parts in self._parts.items())
+        # Asked at every recorded step, hence no loop in Python.
+        if sum(map(len, self._places)) != len(self._parts):
+            return True
+        return not all(map(operator.is_, _values(self._places), self._parts))
 
     def linear(self, frame: Frame, op: str, weight: Tensor) -> str:
         """The site of a linear op that runs inside ``frame``."""
@@ -135,8 +142,8 @@ class Names:
         return f"{frame.path}:{label}" + (f".{count}" if count > 1 else "")
 
 
-def _parts(module: nn.Module) -> list[int]:
-    return [*map(id, module._modules.values()), *map(id, module._parameters.values())]
+def _values(places: Iterable[Any]) -> Iterator[Any]:
+    return itertools.chain.from_iterable(map(dict.values, places))
 
 
 def _holds(module: nn.Module, weight: Tensor) -> bool:
