@@ -76,7 +76,8 @@ class Names:
         # named_modules() visits a module that has two names once, under the first one.
         for name, module in model.named_modules():
             self.paths[module] = clean_path(name)
-        self._places = [d for m in self.paths for d in (m._modules, m._parameters)]
+        places = [d for m in self.paths for d in (m._modules, m._parameters)]
+        self._places = [d for d in places if isinstance(d, dict)]  # not those of TorchScript
         self._parts = list(_values(self._places))
         for module, path in self.paths.items():
             # _parameters, not getattr: a parametrised weight would be recomputed by reading it,
