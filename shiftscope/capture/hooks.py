@@ -16,8 +16,8 @@ from torch import nn
 __all__ = [
     "Enter",
     "Leave",
-    "in_function",
     "is_running",
+    "passes_gradients",
     "put_on",
     "remove_modes",
     "take_off",
@@ -85,7 +85,12 @@ def is_running(module: nn.Module) -> bool:
     return False
 
 
-def in_function() -> bool:
+def passes_gradients() -> bool:
+    """Whether a forward pass that begins is part of training: its calls get gradients."""
+    return torch.is_grad_enabled() or _in_function()
+
+
+def _in_function() -> bool:
     """Whether the forward of a ``torch.autograd.Function`` is under way in this thread.
 
     It runs without gradients (a reentrant checkpoint, a reversible block), and trains all the same.

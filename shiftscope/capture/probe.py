@@ -23,8 +23,8 @@ from shiftscope.capture.graph import edge_of, feature_dim_of
 from shiftscope.capture.hooks import (
     Enter,
     Leave,
-    in_function,
     is_running,
+    passes_gradients,
     put_on,
     remove_modes,
     take_off,
@@ -232,7 +232,7 @@ class Attachment:
             run.recorder = self._trained
         else:
             run.recorder = self.recorder if self.choose is None else self.choose()
-            if torch.is_grad_enabled() or in_function():
+            if passes_gradients():
                 self._trained = run.recorder
             with self._lock:
                 self.forwards += 1

@@ -13,9 +13,9 @@ from torch import nn
 
 from shiftscope.capture import distributed
 from shiftscope.capture.boundary_moves import BoundaryTracker
-from shiftscope.capture.conditions import check, described, is_capturing, sample_budget
+from shiftscope.capture.conditions import check, described, is_capturing, noted_on, sample_budget
 from shiftscope.capture.coverage import coverage, missing, nothing_measured, obstacles
-from shiftscope.capture.hooks import in_function
+from shiftscope.capture.hooks import passes_gradients
 from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.pictures import pictures
 from shiftscope.capture.probe import Attachment
@@ -92,7 +92,17 @@ def watch(
 class Probe:
     """The live attachment to a training run, as :func:`watch` makes it.
 
-    Its arguments are those of :func:`watch`.
+    Args:
+        model: The model that is trained.
+        optimizer: Its optimizer, which counts the steps; None to call :meth:`step`.
+        every: Record every N-th step; None to keep within the budget.
+        budget: Time that recording may take, as a share of the time training takes.
+        sites: Pattern or patterns of the sites to keep.
+        rows: Largest row sample for quantiles.
+        scaler: The ``GradScaler`` in use.
+        window: Recorded steps in one window of the trace.
+        seed: Seed of the row sample.
+        resume: The trace of an earlier part of this run.
 
     Attributes:
         trace: The finished windows.
@@ -186,10 +196,9 @@ class Probe:
     def _before_step(self) -> None:
         # Before the update: gradients are complete, and the weights are still those they belong to.
         self._stepped = True
-        if not self._recording or self._done:
+        if not self._recording or self._attachment is None:
             return
-        if self._attachment is not None:
-            self._attachment.settle()
+        self._attachment.settle()
         with self._lock:
             for phase in list(self._recorders):
                 self._flush(phase)
@@ -197,8 +206,6 @@ class Probe:
             if window is not None and window.steps >= self._span:
                 for phase in list(self._open):
                     self._close(phase)
-                if self._attachment is not None:
-                    self._attachment.refresh()
 
     def _after_step(self) -> None:
         if self._done:
@@ -263,8 +270,7 @@ class Probe:
 
     def _phase(self) -> str:
         model = self._model()
-        graded = torch.is_grad_enabled() or in_function()
-        training = model is not None and model.training and graded
+        training = model is not None and model.training and passes_gradients()
         return "train" if training else "eval"
 
     def _set_overflow_apart(self) -> None:
@@ -327,12 +333,11 @@ class Probe:
         with ExitStack() as last:
             last.callback(self._forget)
             last.callback(self._close_all)
-            for remove in (*(handle.remove for handle in self._handles), self._leave, self._leave):
-                last.callback(remove)
+            for act in (*(handle.remove for handle in self._handles), self._leave, self._leave):
+                last.callback(act)
 
     def _forget(self) -> None:
-        self._done = True
-        self._attachment = None
+        self._done, self._attachment = True, None
         self._handles.clear()
         self._recorders.clear()
         self._scaler = self._scaling = None
@@ -353,12 +358,8 @@ class Probe:
 
     def __exit__(self, kind: Any, error: BaseException | None, where: Any) -> None:
         """Detach; what ended the block is never replaced by a failure of ours."""
-        try:
+        with noted_on(error, "shiftscope could not close the last window"):
             self.detach()
-        except Exception as failure:
-            if error is None:
-                raise
-            error.add_note(f"shiftscope could not close the last window: {failure!r}")
 
     def __del__(self) -> None:
         """A probe that nobody holds any more leaves nothing behind."""

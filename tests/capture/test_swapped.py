@@ -71,6 +71,16 @@ def test_hooks_follow_the_modules_and_leave_the_old_ones() -> None:
     assert counts(probe.snapshot())["2"] == 36
 
 
+def test_a_layer_swapped_as_a_window_ends_is_hooked() -> None:
+    model = mlp()
+    with ss.watch(model, every=1, window=1) as probe:
+        model(torch.randn(9, 12)).square().mean().backward()
+        model[2] = nn.Linear(16, 8)
+        probe.step()
+        trained(model, probe, 3)
+    assert counts(probe.snapshot())["2"] == 36
+
+
 def test_a_parameter_that_another_module_uses_is_named_after_its_new_owner() -> None:
     class Borrowing(nn.Module):
         def __init__(self) -> None:
