@@ -211,7 +211,7 @@ def read_in(work: Workload) -> list[int]:
     """Bytes of each tensor that a recorded step reads."""
     probe = work.model.__dict__["_benchmark_probe"]
     work.forward().backward()
-    (recorder,) = probe._recorders.values()
+    (recorder,) = probe._phases.recorders.values()
     read = {id(found): found for _, found in recorder._pending}.values()
     work.optimizer.step()
     return [r.rows * r.width * (4, 8, 2, 2)[r.dtype] for r in read if isinstance(r, Parts)]

@@ -135,9 +135,9 @@ class _Job:
             raise DataError("the data gave no batch", "give an iterable with at least one batch")
         return Snapshot(
             records=recorder.records(backward=self.backward),
-            gaps=tuple(missing(attachment)),
+            gaps=tuple(missing(attachment, recorder.measured)),
             manifest=self._manifest(),
-            coverage=coverage(attachment, recorder.states, self.flops * self.samples),
+            coverage=coverage(attachment, recorder, self.flops * self.samples),
             pictures=pictures(recorder.states),
         )
 

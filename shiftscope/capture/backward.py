@@ -46,8 +46,6 @@ def hook_linear(
         count: Whether a missing gradient of this call is to be noted.
     """
     if out.grad_fn is None:
-        if op.weight.requires_grad and count and torch.is_grad_enabled():
-            state.notes["ran outside of autograd (a custom function?): no gradient"] = None
         return
     call = _Call(recorder, state)
     core = core_node(out) if op.core else None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shiftscope.capture.arguments import patterns, shown
 from shiftscope.capture.choice import matching, optimizer_of
+from shiftscope.capture.coverage import nothing_measured
 from shiftscope.capture.sites import clean_path
 from shiftscope.errors import MeasureError, UsageError
 from shiftscope.record import SiteInfo, SiteRecord
@@ -167,16 +168,18 @@ def kept(
     return found
 
 
-def nothing_since(trace: Trace, phase: str) -> MeasureError:
+def nothing_since(trace: Trace, phase: str, obstacles: Sequence[tuple[str, str]]) -> MeasureError:
     """The error of a snapshot that would be empty.
 
     Args:
         trace: The trace of the run.
         phase: The phase that was asked for.
+        obstacles: What was run and could not be measured.
     """
-    reason = f"no step of phase {phase!r} was recorded since the last snapshot"
-    remedy = "train on, or give every=1; validation is recorded inside probe.record()"
-    return MeasureError(*trace.missed.get(phase, (reason, remedy)))
+    missed = trace.missed.get(phase)
+    if missed is None or (missed == _NOTHING_SEEN and obstacles):
+        return nothing_measured(phase, obstacles)
+    return MeasureError(*missed)
 
 
 def _strangers(earlier: Iterable[str], here: Iterable[str]) -> tuple[str, str]:

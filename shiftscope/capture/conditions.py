@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from shiftscope.capture.belonging import check_optimizer
 from shiftscope.capture.recorder import Settings
 from shiftscope.errors import UsageError
 
-__all__ = ["check", "described", "is_capturing", "sample_budget"]
+__all__ = ["check", "described", "is_capturing", "noted_on", "sample_budget"]
 
 
 def described(model: nn.Module | None, phase: str, settings: Settings) -> dict[str, Any]:
@@ -58,6 +60,17 @@ def check(model: Any, optimizer: Any, rows: int, scaler: Any, window: int | None
             "give ss.watch the optimizer as well",
         )
     check_optimizer(model, optimizer)
+
+
+@contextmanager
+def noted_on(error: BaseException | None, what: str) -> Iterator[None]:
+    """Where an exception is under way a failure of ours is noted on it, and never replaces it."""
+    try:
+        yield
+    except Exception as failure:
+        if error is None:
+            raise
+        error.add_note(f"{what}: {failure!r}")
 
 
 def sample_budget(model: nn.Module) -> int:

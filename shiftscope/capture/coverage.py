@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,19 +11,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
-from shiftscope.capture.recorder import SiteState
+from shiftscope.capture.recorder import Recorder, SiteState
 from shiftscope.capture.sites import Names, clean_path
+from shiftscope.errors import MeasureError
 
-__all__ = ["coverage", "forward_flops", "missing"]
+__all__ = ["coverage", "forward_flops", "missing", "nothing_measured", "obstacles"]
 
+_NOT_CALLED = "not called"
 _LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
 
 
-def missing(attachment: Attachment) -> list[tuple[str, str]]:
+def missing(attachment: Attachment, measured: set[str]) -> list[tuple[str, str]]:
     """Gaps: every weight-carrying module that was not measured, with the reason.
 
     Args:
         attachment: The attachment after its window.
+        measured: Paths of the modules that were.
 
     Returns:
         ``(module path, reason)``, those found while running first.
@@ -31,17 +34,45 @@ def missing(attachment: Attachment) -> list[tuple[str, str]]:
     gaps = list(attachment.gaps)
     known = {path for path, _ in gaps}
     for module, path in attachment.names.paths.items():
-        if path not in known and (reason := _reason(attachment, module, path)) is not None:
+        reason = _reason(attachment, measured, module, path)
+        if path not in known and reason is not None:
             gaps.append((path, reason))
     return gaps
 
 
-def coverage(attachment: Attachment, states: dict[str, SiteState], flops: float) -> dict[str, Any]:
+def obstacles(attachment: Attachment) -> list[tuple[str, str]]:
+    """Gaps of what was run and could not be measured, in any phase."""
+    found = missing(attachment, attachment.measured)
+    return [(path, reason) for path, reason in found if reason != _NOT_CALLED]
+
+
+def nothing_measured(phase: str, found: Sequence[tuple[str, str]]) -> MeasureError:
+    """The error of a snapshot without records.
+
+    Args:
+        phase: The phase that was asked for.
+        found: What was run and could not be measured.
+    """
+    if found:
+        told = [f"{path or 'the model'}: {reason}" for path, reason in found[:4]]
+        more = [f"and {len(found) - 4} more"] * (len(found) > 4)
+        return MeasureError(
+            f"nothing could be measured in phase {phase!r} since the last snapshot "
+            f"({'; '.join(told + more)})",
+            "call eager modules on plain tensors; what no hook can see cannot be measured",
+        )
+    return MeasureError(
+        f"no step of phase {phase!r} was recorded since the last snapshot",
+        "train on, or give every=1; validation is recorded inside probe.record()",
+    )
+
+
+def coverage(attachment: Attachment, recorder: Recorder, flops: float) -> dict[str, Any]:
     """Shares of parameters, operations and activations that were measured.
 
     Args:
         attachment: The attachment after its window.
-        states: The recorder's states.
+        recorder: What recorded the window.
         flops: Operations of all forward passes (0 when they could not be counted).
 
     Returns:
@@ -51,7 +82,9 @@ def coverage(attachment: Attachment, states: dict[str, SiteState], flops: float)
     """
     carriers = [(m, p) for m, p in attachment.names.paths.items() if weights_of(m)]
     linear = [(m, p) for m, p in carriers if not isinstance(m, _LOOKUPS)]
-    seen = [(m, p) for m, p in linear if _owner(p) in attachment.measured]
+    seen = [(m, p) for m, p in linear if _owner(p) in recorder.measured]
+    states = recorder.states
+    unseen = sum(w.numel() for m, _ in seen for w in _unseen(attachment, m).values())
     idle = [
         p
         for m, p in attachment.names.paths.items()
@@ -60,7 +93,7 @@ def coverage(attachment: Attachment, states: dict[str, SiteState], flops: float)
     active = sum(1 for state in states.values() if state.info.kind == "activation" and state.calls)
     done = sum(_flops(state) for state in states.values())
     return {
-        "parameters": {"seen": _count(seen), "total": _count(linear)},
+        "parameters": {"seen": _count(seen) - unseen, "total": _count(linear)},
         "modules": {"seen": len(seen), "total": len(linear)},
         "flops": {"seen": done, "total": max(flops, done) if flops else None},
         "activations": {"seen": active, "total": active + len(idle)},
@@ -84,9 +117,13 @@ def forward_flops(model: nn.Module, run: Callable[[], Any]) -> float:
 
 def weights_of(module: nn.Module) -> list[Tensor]:
     """A module's own weights: floating or complex parameters of two or more dimensions."""
+    return [weight for _, weight in _named_weights(module)]
+
+
+def _named_weights(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [
-        p
-        for p in module._parameters.values()
+        (name, p)
+        for name, p in module._parameters.items()
         if isinstance(p, Tensor)
         and not isinstance(p, nn.UninitializedParameter)
         and (p.is_floating_point() or p.is_complex())
@@ -94,22 +131,47 @@ def weights_of(module: nn.Module) -> list[Tensor]:
     ]
 
 
-def _reason(attachment: Attachment, module: nn.Module, path: str) -> str | None:
+def _reason(attachment: Attachment, measured: set[str], module: nn.Module, path: str) -> str | None:
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return "a lazy module that was not called: its weights do not exist yet"
     if _is_quantised(module):
         return "a quantised layer: its integer weights carry no preactivation statistics"
-    if not weights_of(module) or _owner(path) in attachment.measured:
+    if not weights_of(module):
         return None
-    if path not in attachment.called and _owner(path) not in attachment.called:
-        return "not called"
+    if _owner(path) in measured:
+        return _told(_unseen(attachment, module))
+    return _why_not_seen(attachment, module, path)
+
+
+def _why_not_seen(attachment: Attachment, module: nn.Module, path: str) -> str:
+    places = {path, _owner(path)}
+    if not places & attachment.called:
+        return attachment.passed.get(path, _NOT_CALLED)
+    if places & attachment.measured:
+        return "called in another phase only: modules run under no_grad count for evaluation"
     if isinstance(module, _LOOKUPS):
         return "a look-up table: no linear map is executed"
     if any(weight.is_complex() for weight in weights_of(module)):
         return "complex weights: means and variances of complex numbers are not defined here"
     if isinstance(module, torch.jit.ScriptModule):
         return "a TorchScript module: no hook and no mode sees its inside"
-    return "called, but no linear map with its weights was seen (fused or custom op)"
+    return attachment.refused.get(path) or _told(dict(_named_weights(module))) or ""
+
+
+def _unseen(attachment: Attachment, module: nn.Module) -> dict[str, Tensor]:
+    """Weights of a measured module that no measured op used; none where all were computed from."""
+    named = dict(_named_weights(module))
+    unseen = {name: w for name, w in named.items() if id(w) not in attachment.parameters}
+    return unseen if len(unseen) < len(named) else {}
+
+
+def _told(weights: dict[str, Tensor]) -> str | None:
+    if not weights:
+        return None
+    return (
+        f"called, but no linear map with its {', '.join(weights)} was seen "
+        "(added, or used by a fused or custom op)"
+    )
 
 
 def _owner(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 
 import torch
@@ -50,7 +51,10 @@ def merge_over_ranks(snapshot: Snapshot | None, error: str = "") -> Snapshot:
         raise MeasureError(
             f"measuring failed on {failed[0]}", "mend it there; no rank was measured"
         )
-    return reduce(Snapshot.merge, [parse(part) for part in parts])
+    snapshots = [parse(part) for part in parts]
+    merged = reduce(Snapshot.merge, snapshots)
+    ranks = sum(1 for snapshot in snapshots if snapshot.records)
+    return replace(merged, manifest={**merged.manifest, "ranks": ranks})
 
 
 def _running() -> bool:

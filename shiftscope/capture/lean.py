@@ -98,6 +98,10 @@ class LeanRecorder(Ledger):
 
     def records(self, *, backward: bool = True) -> dict[str, SiteRecord]:
         """The frozen records of all flushed steps since the last :meth:`restart`."""
+        with torch._C.DisableTorchFunction():
+            return self._records(backward)
+
+    def _records(self, backward: bool) -> dict[str, SiteRecord]:
         self._fold()
         for state in self.states.values():
             state.streams.clear()

@@ -219,6 +219,10 @@ class Ledger(Recorder):
         Args:
             ended: Whether the step has ended; gradients that still come for it are left out then.
         """
+        with torch._C.DisableTorchFunction():  # nobody's mode is to see this, ours least of all
+            self._flush(ended)
+
+    def _flush(self, ended: bool) -> None:
         pending, events, images = self._withdraw()
         inverse = self._inverse_scale()
         kinds: dict[Any, list[Any]] = {Columns: [], Parts: [], Reading: [], Moments: []}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from shiftscope.capture.recorder import SiteState
+from shiftscope.capture.weights import is_readable
 
 __all__ = ["pictures"]
 
@@ -36,6 +37,8 @@ def _paired(state: SiteState) -> bool:
     z, a, op = state.streams.get("z"), state.streams.get("a"), state.weight
     if z is None or a is None or op is None or op.patches is not None or op.groups != 1:
         return False
+    if not is_readable(op.weight):
+        return False
     return z.sample is not None and a.sample is not None and state.seen["z"] == state.seen["a"]
 
 
@@ -57,5 +60,6 @@ def _crop(state: SiteState) -> dict[str, Any]:
 
 
 def _array(tensor: Any) -> np.ndarray[Any, Any]:
-    values: np.ndarray[Any, Any] = tensor.detach().float().cpu().numpy()
+    # A copy: the weights train on.
+    values: np.ndarray[Any, Any] = np.array(tensor.detach().float().cpu().numpy())
     return values

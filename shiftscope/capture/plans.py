@@ -103,7 +103,7 @@ class LinearPlan(_Plan):
     """
 
     __slots__ = (
-        *("core", "depth", "grad_alone", "passing", "via", "w_at", "weight", "x_kind", "z_kind"),
+        *("core", "depth", "grad_alone", "lasts", "via", "w_at", "weight", "x_kind", "z_kind"),
     )
 
     def __init__(self, call: Call, op: LinearOp, out: Tensor) -> None:
@@ -113,8 +113,7 @@ class LinearPlan(_Plan):
         self.op: LinearOp = replace(self.op, weight=op.weight.detach())
         self.x_kind, self.z_kind = kind_of(op.x, op.x_dim), kind_of(out, op.z_dim)
         (self.grad_alone,) = call.slots("grad_z_alone")
-        self.core, self.depth, self.via = "", 0, False
-        self.passing = False  # whether the weight is there during the forward pass alone
+        self.core, self.depth, self.via, self.lasts = "", 0, False, True
 
     @classmethod
     def of(cls, call: Call, op: LinearOp, out: Tensor) -> LinearPlan | None:
@@ -160,8 +159,10 @@ class LinearPlan(_Plan):
             recorder.image(self.state, op, x, a)
         if recorder.detail:
             recorder.linear_samples(self.state, op, (x, out), (self.x_kind, self.z_kind), (a, z))
-            if self.passing:
-                recorder.read_weight_now(self.state, replace(op, x=x, weight=args[self.w_at]))
+            if not self.lasts:
+                recorder.read_weight_now(
+                    self.state, replace(op, x=x, weight=args[self.w_at].detach())
+                )
         node = out.grad_fn
         hooked = node is not None and self._hook(recorder, node, x, out)
         recorder.called(self.state, where, hooked)

@@ -11,28 +11,39 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from shiftscope.capture.activation_ops import ACTIVATION_OPS, parse_activation
 from shiftscope.capture.backward import hook_activation, hook_linear
 from shiftscope.capture.fused import FUSED_OPS
 from shiftscope.capture.graph import edge_of
-from shiftscope.capture.hooks import Enter, Leave, is_running, remove_mode
+from shiftscope.capture.hooks import (
+    Enter,
+    Leave,
+    is_running,
+    passes_gradients,
+    put_on,
+    remove_modes,
+    take_off,
+    unused_key,
+)
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
+from shiftscope.capture.mode import Handler, Mode, Run, remember
 from shiftscope.capture.module_kinds import has_fast_path, is_single, takes_fast_path
 from shiftscope.capture.neuron_dims import neurons_lie
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
-from shiftscope.capture.recorder import Recorder
+from shiftscope.capture.recorder import Recorder, SiteState
 from shiftscope.capture.sites import Frame, Names
-from shiftscope.capture.trail import Trail
+from shiftscope.capture.tracing import first_tensor, is_plain, is_traced, why_not_plain
 
 __all__ = ["Attachment"]
 
-Handler = Callable[[Any, Frame, Any, tuple[Any, ...], dict[str, Any]], Any]
+
+_TRANSFORMED = "called under a transform of torch.func only (vmap, grad): not measured there"
+_VALUELESS = "called for its graph or its shapes only (tracing, fake tensors, a CUDA graph)"
 
 
 class Attachment:
@@ -62,11 +73,16 @@ class Attachment:
         self.forwards = 0
         self.called: set[str] = set()
         self.measured: set[str] = set()
+        self.passed: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
         self.parameters: set[int] = set()
         self.gaps: dict[tuple[str, str], None] = {}
         self._model = weakref.ref(model)
         self._local = threading.local()
-        self._handles: list[Any] = []
+        self._key = unused_key()
+        self._hooked: list[nn.Module] = []
+        self._trained: Any = recorder
+        self._settled = False
         self._handlers: dict[Any, Handler] = {
             **dict.fromkeys(LINEAR_OPS, self._linear),
             **dict.fromkeys(ACTIVATION_OPS, self._activation),
@@ -78,18 +94,21 @@ class Attachment:
         """Install the hooks."""
         try:
             for module, path in self.names.paths.items():
-                if isinstance(module, torch.jit.ScriptModule):
-                    self.gap(path, "a TorchScript module: no hook and no mode sees its inside")
-                    continue
-                single = is_single(module)
-                enter = Enter(self, path, has_fast_path(module), single)
-                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                if not single:
-                    self._wait_for_end(module)
+                self._install(module, path)
         except BaseException:
             self.detach()
             raise
         return self
+
+    def _install(self, module: nn.Module, path: str) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            self.gap(path, "a TorchScript module: no hook and no mode sees its inside")
+            return
+        single = is_single(module)
+        self._hooked.append(module)  # first: an interrupt must not lose it
+        put_on(module, self._key, Enter(self, path, has_fast_path(module), single))
+        if not single:
+            self._wait_for_end(module)
 
     def __exit__(self, *exc: object) -> None:
         """Remove everything again."""
@@ -104,14 +123,36 @@ class Attachment:
     @property
     def attached(self) -> bool:
         """Whether hooks are installed."""
-        return bool(self._handles)
+        return bool(self._hooked)
 
     def detach(self) -> None:
         """Remove all hooks and a mode that an interrupt may have left behind; idempotent."""
-        while self._handles:
-            self._handles.pop().remove()
+        try:
+            self._unwind(getattr(self._local, "run", None))
+        finally:
+            self._remove()
+
+    def _remove(self) -> None:
+        while self._hooked:
+            take_off(self._hooked[-1], self._key)
+            self._hooked.pop()
+
+    def _follow(self) -> None:
+        """Name and hook the modules anew, if any was added, swapped or removed."""
+        self._settled = False
+        if self.names.outdated:
+            self._remove()
+            self.refresh()
+            for module, path in self.names.paths.items():
+                self._install(module, path)
+
+    def settle(self) -> None:
+        """A step ends: clear up behind a forward pass that an interrupt ended."""
+        self._settled = True
         run = getattr(self._local, "run", None)
-        if run is not None:
+        if run is None or run.mode is None:
+            return
+        if not any(is_running(frame.module) for frame in run.stack):
             self._unwind(run)
 
     def gap(self, path: str, reason: str) -> None:
@@ -120,28 +161,35 @@ class Attachment:
             self.gaps.setdefault((path, reason))
 
     def _wait_for_end(self, module: nn.Module) -> None:
-        self._handles.append(module.register_forward_hook(Leave(self), always_call=True))
+        put_on(module, self._key, Leave(self))
 
     # -- the stack of running modules ---------------------------------------------------------
 
     def enter(self, hook: Enter, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A module begins its forward."""
         if torch._C._functorch.peek_interpreter_stack() is not None:
+            self.passed.setdefault(hook.path, _TRANSFORMED)
             return
         try:
             run = self._local.run
         except AttributeError:
-            run = self._local.run = _Run()
+            run = self._local.run = Run()
         stack = run.stack
         if stack and module is self._model() and not is_running(module):
             self._unwind(run)  # an interrupt, which runs no forward hook, left these behind
         if not stack:
+            if run.mode is not None:
+                self._unwind(run)  # an interrupt came before the first module was noted
+            if self._settled:
+                self._follow()
+                hook = cast(Enter, module._forward_pre_hooks.get(self._key, hook))
             if hook.single:  # nobody around it would clear up behind it
                 hook.single = False
                 self._wait_for_end(module)
             self._begin(run, args, kwargs)
         recorder, path = run.recorder, hook.path
         if recorder is None:
+            self.passed.setdefault(path, _VALUELESS)
             stack.append(Frame(path, module))
             return
         known, plans = None, recorder.plans
@@ -174,44 +222,54 @@ class Attachment:
         if not stack:
             self._unwind(run)
 
-    def _begin(self, run: _Run, args: Any, kwargs: Any) -> None:
+    def _begin(self, run: Run, args: Any, kwargs: Any) -> None:
         # Inside a backward pass a forward is a checkpoint's recomputation: its values were
         # recorded before; only its gradients are new (and only in the reentrant kind).
         run.recomputing = torch._C._current_graph_task_id() != -1
-        if not run.recomputing:
+        first = first_tensor(args, kwargs)
+        if is_traced(first):
+            run.recorder = None
+        elif run.recomputing:
+            run.recorder = self._trained
+        else:
             run.recorder = self.recorder if self.choose is None else self.choose()
+            if passes_gradients():
+                self._trained = run.recorder
             with self._lock:
                 self.forwards += 1
-                run.where = (self.forwards, _samples(args, kwargs))
+                run.where = (self.forwards, 1 if first is None else int(first.shape[0]))
         if run.recorder is not None:
-            run.mode = _Mode(self._handlers, run)
+            run.mode = Mode(self._handlers, run)
             run.mode.__enter__()
 
-    def _pause(self, run: _Run, module: nn.Module, path: str) -> None:
+    def _pause(self, run: Run, module: nn.Module, path: str) -> None:
         """Under any mode these modules leave their fused kernel, whose output differs."""
         self.gap(path, "fused inference path: its inside is not measured")
         run.paused = module
-        remove_mode(run.mode)
+        remove_modes(run.owns)
 
-    def _unwind(self, run: _Run) -> None:
+    def _unwind(self, run: Run | None) -> None:
         """Take our mode off this thread's stack."""
-        mode, run.mode, run.paused = run.mode, None, None
+        if run is None:
+            return
         run.stack.clear()
         run.trail.clear()
-        if mode is not None:
-            remove_mode(mode)
+        remove_modes(run.owns)
+        run.mode = run.paused = None
 
     # -- ops ----------------------------------------------------------------------------------
 
     def _linear(
-        self, run: _Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, run: Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         op = LINEAR_OPS[func](args, kwargs, lambda tensor: self.names.is_weight(tensor, frame))
-        if op is None or not _plain(op.x):
+        if op is None or not is_plain(op.x):
+            if op is not None:
+                self.refused.setdefault(frame.path, why_not_plain(op.x))
             return func(*args, **kwargs)
         edge = edge_of(op.x)
         out = func(*args, **kwargs)
-        if not isinstance(out, Tensor) or not _plain(out):
+        if not isinstance(out, Tensor) or not is_plain(out):
             return out
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.linear(frame, op.op, op.weight)
@@ -219,26 +277,24 @@ class Attachment:
             state = recorder.states.get(site)
         else:
             state = recorder.linear(site, frame.path, op, out, run.where)
-            self._mark(frame, op.weight)
+            self._mark(recorder, frame, op.weight)
         if state is None:
             return out
         hook_linear(recorder, state, op, out, edge, count=not run.recomputing)
         if frame.plans is not None and not run.recomputing:
-            passing = self._is_passing(op)
-            if passing and recorder.detail:
-                recorder.read_weight_now(state, op)
+            self._keep_weight(recorder, state, op)
             plan = LinearPlan.of(Call(func, args, kwargs, recorder, state), op, out)
             if plan is not None:
-                plan.passing = passing
                 plan.learn(out, edge)
-            _remember(frame, plan, counted)
+                plan.lasts = self.names.lasts(op.weight)
+            remember(frame, plan, counted)
         return out
 
     def _activation(
-        self, run: _Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, run: Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         op = parse_activation(func, args, kwargs)
-        if op is None or not _plain(op.x) or op.x.dim() == 0:
+        if op is None or not is_plain(op.x) or op.x.dim() == 0:
             return func(*args, **kwargs)
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.activation(frame, op.op)
@@ -260,11 +316,11 @@ class Attachment:
         if frame.plans is not None and not run.recomputing:
             if plan is not None and edge is not None:
                 plan.learn(op.x, out, edge)
-            _remember(frame, plan, counted)
+            remember(frame, plan, counted)
         return out
 
     def _fused(
-        self, run: _Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, run: Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         fused = FUSED_OPS[func]
         if self.unfuse or (self.choose is not None and fused.exact):
@@ -278,123 +334,22 @@ class Attachment:
         inner = Frame(frame.path, frame.module, frame.counts, labels, fused.pooled)
         run.stack.append(inner)
         try:
-            with _Mode(self._handlers, run):
+            with Mode(self._handlers, run):
                 return fused.run(func, args, kwargs, labels)
         finally:
-            run.stack.remove(inner)
+            # A detach meanwhile has emptied the stack.
+            run.stack[:] = [frame for frame in run.stack if frame is not inner]
 
-    def _is_passing(self, op: LinearOp) -> bool:
-        """Whether no module holds the weight when nothing runs: it may not exist later."""
-        weight = op.weight if op.weight._base is None else op.weight._base
-        return id(weight) not in self.names.owners
+    def _keep_weight(self, recorder: Any, state: SiteState, op: LinearOp) -> None:
+        """A weight that no module holds when nothing runs is read now: it may not exist later."""
+        if recorder.detail and not self.names.lasts(op.weight):
+            recorder.read_weight_now(state, op)
 
-    def _mark(self, frame: Frame, weight: Tensor) -> None:
+    def _mark(self, recorder: Any, frame: Frame, weight: Tensor) -> None:
         owner = self.names.owner_of(weight)
         with self._lock:
-            self.measured.add(frame.path)
-            if owner is not None:
-                self.measured.add(owner[0])
+            for seen in (recorder.measured, self.measured):
+                seen.add(frame.path)
+                if owner is not None:
+                    seen.add(owner[0])
             self.parameters.add(id(weight if weight._base is None else weight._base))
-
-
-class _Run:
-    """One thread's forward pass through the model."""
-
-    __slots__ = ("mode", "paused", "recomputing", "recorder", "stack", "trail", "where")
-
-    def __init__(self) -> None:
-        self.trail = Trail()
-        self.stack: list[Frame] = []
-        self.mode: Any = None
-        self.paused: nn.Module | None = None
-        self.recomputing = False
-        self.recorder: Any = None
-        self.where = (0, 1)
-
-
-class _Mode(TorchFunctionMode):
-    """Hands the torch functions that matter to their handlers."""
-
-    def __init__(self, handlers: dict[Any, Handler], run: _Run) -> None:
-        super().__init__()
-        self._handlers, self._run = handlers, run
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        handler, kwargs = self._handlers.get(func), kwargs or {}
-        if handler is None:
-            out = func(*args, **kwargs)
-        else:
-            out = self._handle(handler, func, args, kwargs)
-        self._run.trail.follow(func, args, kwargs, out)
-        return out
-
-    def _handle(self, handler: Handler, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-        run, stack = self._run, self._run.stack
-        if not stack or torch._C._functorch.peek_interpreter_stack() is not None:
-            return func(*args, **kwargs)
-        frame = stack[-1]
-        try:
-            return _run_op(run, frame, handler, func, args, kwargs)
-        finally:
-            if frame.single and stack and stack[-1] is frame:
-                del stack[-1]
-
-
-def _run_op(
-    run: _Run, frame: Frame, handler: Handler, func: Any, args: tuple[Any, ...], kwargs: Any
-) -> Any:
-    """By the plan of the op, if it is the one that is known at this place; else by its handler."""
-    plans, index = frame.plans, frame.index
-    if plans is not None:
-        frame.index = index + 1
-        plan = plans[index] if index < len(plans) else None
-        if plan is not None and not run.recomputing and plan.fits(func, args, kwargs, run.trail):
-            if plan.count is not None:
-                frame.counts[plan.count[0]] = plan.count[1]
-            return plan.run(run.recorder, run.where, args, kwargs)
-    return handler(run, frame, func, args, kwargs)
-
-
-def _remember(frame: Frame, plan: Any, counted: dict[str, int]) -> None:
-    """Keep the plan of the op that has just run, with what it added to the names of the frame."""
-    plans = frame.plans
-    if plans is None:
-        return
-    if plan is not None:
-        new = [item for item in frame.counts.items() if item not in counted.items()]
-        plan.count = new[0] if new else None
-    plans.extend([None] * (frame.index - len(plans)))
-    plans[frame.index - 1] = plan and plan.joined(plans[frame.index - 1])
-
-
-def _plain(tensor: Any) -> bool:
-    """A dense real float tensor that holds values."""
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.layout is torch.strided
-        and tensor.is_floating_point()
-        and not tensor.is_meta
-        and not tensor.is_nested
-        and not tensor.is_quantized
-        and tensor.numel() > 0
-    )
-
-
-def _samples(args: Any, kwargs: Any) -> int:
-    """Batch size: the first dimension of the first tensor that has one."""
-    pending = [*args, *kwargs.values()]
-    while pending:
-        item = pending.pop(0)
-        if isinstance(item, Tensor) and item.dim() > 0:
-            return int(item.shape[0])
-        if isinstance(item, dict):
-            pending = [*item.values(), *pending]
-        elif isinstance(item, list | tuple):
-            pending = [*item, *pending]
-    return 1

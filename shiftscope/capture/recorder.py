@@ -104,6 +104,7 @@ class Recorder:
         self.settings = settings
         self.states: dict[str, SiteState] = {}
         self.epoch = 0
+        self.measured: set[str] = set()
         self.plans: dict[str, list[Any]] | None = None
         self._lock = threading.Lock()
         self._memory = threading.local()
@@ -261,11 +262,7 @@ class Recorder:
                 if state is None:
                     made = replace(info, site=name, order=len(self.states))
                     return self.states.setdefault(name, SiteState(made))
-                if (state.info.neurons, state.info.kind, state.info.op) == (
-                    info.neurons,
-                    info.kind,
-                    info.op,
-                ):
+                if _form(state.info) == _form(info):
                     return state
         raise StopIteration  # never: the variants of a name do not end
 
@@ -291,6 +288,11 @@ class Recorder:
         """
         called = {name: state for name, state in self.states.items() if state.calls}
         return {name: _freeze(state, backward) for name, state in called.items()}
+
+
+def _form(info: SiteInfo) -> tuple[int, int, str, str]:
+    """What two calls must share to be of one site; a layer may be swapped for another."""
+    return info.neurons, info.fan_in, info.kind, info.op
 
 
 def _identity(tensor: Tensor, dim: int, start: int, size: int) -> tuple[Any, ...] | None:
@@ -330,6 +332,12 @@ def _freeze(state: SiteState, backward: bool) -> SiteRecord:
     notes = dict.fromkeys(filter(None, (doubt, *state.notes)))
     if backward and state.arrived < state.hooked:
         notes[f"gradients of {state.arrived} of {state.hooked} calls arrived"] = None
+    alone = state.calls - max(state.hooked, state.arrived)
+    if backward and alone > 0:
+        notes[
+            f"{alone} of {state.calls} calls passed no gradient on "
+            "(no_grad, frozen, or inside a custom function or a checkpoint)"
+        ] = None
     if state.repeated:
         notes[f"{state.repeated} calls were part of more than one backward pass"] = None
     facts = state.facts

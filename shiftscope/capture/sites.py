@@ -7,7 +7,10 @@ after the owner. Path and owner both fitting (tied weights), the running module 
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,12 +76,23 @@ class Names:
         # named_modules() visits a module that has two names once, under the first one.
         for name, module in model.named_modules():
             self.paths[module] = clean_path(name)
+        places = [d for m in self.paths for d in (m._modules, m._parameters)]
+        self._places = [d for d in places if isinstance(d, dict)]  # not those of TorchScript
+        self._parts = list(_values(self._places))
         for module, path in self.paths.items():
             # _parameters, not getattr: a parametrised weight would be recomputed by reading it,
             # and a spectral norm would run a power iteration.
             for key, parameter in module._parameters.items():
                 if parameter is not None:
                     self.owners.setdefault(id(parameter), (path, key))
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a module or a parameter was added, swapped or removed since."""
+        # Asked at every recorded step, hence no loop in Python.
+        if sum(map(len, self._places)) != len(self._parts):
+            return True
+        return not all(map(operator.is_, _values(self._places), self._parts))
 
     def linear(self, frame: Frame, op: str, weight: Tensor) -> str:
         """The site of a linear op that runs inside ``frame``."""
@@ -103,6 +117,12 @@ class Names:
         base = tensor._base
         return found if found is not None or base is None else self.owners.get(id(base))
 
+    def lasts(self, weight: Tensor) -> bool:
+        """Whether a weight is held by its module when nothing runs; else it may be freed then."""
+        held = weight if weight._base is None else weight._base
+        # A flat parameter is held, but shrinks to its shard between the calls.
+        return id(held) in self.owners and not getattr(held, "_is_flat_param", False)
+
     def is_weight(self, tensor: Any, frame: Frame) -> bool:
         """Whether a tensor is a weight: a parameter, a view of one, or computed from one only."""
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
@@ -121,6 +141,10 @@ class Names:
             return f"{frame.path}:{label}"
         count = frame.counts[label] = frame.counts.get(label, 0) + 1
         return f"{frame.path}:{label}" + (f".{count}" if count > 1 else "")
+
+
+def _values(places: Iterable[Any]) -> Iterator[Any]:
+    return itertools.chain.from_iterable(map(dict.values, places))
 
 
 def _holds(module: nn.Module, weight: Tensor) -> bool:

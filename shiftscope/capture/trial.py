@@ -249,9 +249,9 @@ class _Run:
         recorder, (manifest, inputs) = attachment.recorder, self.described
         return Snapshot(
             records=recorder.records(),
-            gaps=tuple(missing(attachment)),
+            gaps=tuple(missing(attachment, recorder.measured)),
             manifest=self._manifest(step, batch) | score.summary() | manifest,
-            coverage=coverage(attachment, recorder.states, 0.0),
+            coverage=coverage(attachment, recorder, 0.0),
             inputs=inputs,
             pictures=pictures(recorder.states),
         )

@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,15 +15,17 @@ from torch import nn
 from shiftscope.capture import distributed
 from shiftscope.capture.belonging import kept, nothing_since, patterns_of, resumed
 from shiftscope.capture.boundary_moves import BoundaryTracker
-from shiftscope.capture.choice import optimizer_of
-from shiftscope.capture.conditions import check, is_capturing, sample_budget
+from shiftscope.capture.conditions import check, is_capturing, noted_on, sample_budget
+from shiftscope.capture.coverage import obstacles
+from shiftscope.capture.hooks import passes_gradients
 from shiftscope.capture.lean import LeanRecorder
+from shiftscope.capture.phases import Phases
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Settings
 from shiftscope.capture.scaling import LossScale
 from shiftscope.capture.schedule import Schedule
 from shiftscope.capture.sites import unwrapped
-from shiftscope.capture.stance import Eager
+from shiftscope.capture.stance import Eager, call_untraced, listen
 from shiftscope.capture.windows import OpenWindow, main_phase, since
 from shiftscope.errors import UsageError
 from shiftscope.snapshot import Snapshot
@@ -112,7 +114,6 @@ class Probe:
 
     Attributes:
         trace: The finished windows.
-        overflows: Steps whose scaled gradients overflowed; they are left out.
         boundaries: The moves of activation boundaries over recorded steps, if asked for.
     """
 
@@ -135,18 +136,16 @@ class Probe:
         check(model, optimizer, rows, scaler, window)
         inner = unwrapped(model)
         self.trace = resumed(resume, inner)
-        self.overflows = 0
         self.boundaries = None if boundaries is None else BoundaryTracker(inner, boundaries)
         self._schedule = Schedule(every, budget, self.trace.next_step if start is None else start)
-        self._span = window or (max(1, _SPAN // every) if every else 1)
         self._settings = Settings(rows, seed, distributed.rank(), sample_budget(inner))
         self._patterns = patterns_of(sites, inner)
         self._model = weakref.ref(inner)
-        self._scale = LossScale(scaler)
+        span = window or (max(1, _SPAN // every) if every else 1)
+        self._phases = Phases(self._settings, span, LossScale(scaler))
         self._lock = threading.RLock()
-        self._recorders: dict[str, LeanRecorder] = {}
-        self._open: dict[str, OpenWindow] = {}
         self._reported: dict[str, int] = {}
+        self._obstacles: list[tuple[str, str]] = []
         self._forced: str | None = None
         self._recording = False
         self._done = False
@@ -158,7 +157,7 @@ class Probe:
             LeanRecorder(self._settings),
             choose=lambda: None if (method := choose()) is None else method(),
         )
-        self._handles = [] if optimizer is None else self._listen(optimizer_of(optimizer))
+        self._handles: list[Any] = listen(optimizer, self._before_step, self._after_step)
         if self._schedule.first():
             self._attach()
 
@@ -176,8 +175,8 @@ class Probe:
                 "leave probe.step() out, or give no optimizer",
             )
         if not self._done:
-            self._before_step()
-            self._after_step()
+            call_untraced(Probe._before_step, self)
+            call_untraced(Probe._after_step, self)
 
     @contextmanager
     def record(self, phase: str = "eval") -> Iterator[Probe]:
@@ -186,41 +185,29 @@ class Probe:
         Args:
             phase: The phase it is counted for.
         """
-        before = self._forced
-        self._forced = phase
-        attached = self._attach()
-        try:
+        before, attached = self._forced, self.attached
+        with ExitStack() as last:
+            if not attached:
+                last.callback(self._leave)
+            last.callback(self._schedule.pause)
+            last.callback(self._phases.end_step, self._schedule.steps, phase)
+            last.callback(setattr, self, "_forced", before)
+            self._forced = phase
+            self._attach()
             yield self
-        finally:
-            self._forced = before
-            self._flush(phase)
-            self._schedule.pause()
-            if attached:
-                self._leave()
-
-    def _listen(self, optimizer: torch.optim.Optimizer) -> list[Any]:
-        return [
-            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
-            optimizer.register_step_post_hook(lambda *_: self._after_step()),
-        ]
 
     def _before_step(self) -> None:
         # Before the update: gradients are complete, and the weights are still those they belong to.
         began = self._schedule.clock()
-        self._scale.stepped()
-        if not self._recording or self._done:
+        self._phases.scale.stepped()
+        if not self._recording or self._attachment is None:
             return
+        self._attachment.settle()
         with self._lock:
-            if self._scale.found():
-                self._adopt_scaler()
-            for phase in list(self._recorders):
-                self._flush(phase)
-            window = self._open.get("train")
-            if window is not None and window.steps >= self._span:
-                for phase in list(self._open):
-                    self._close(phase)
-                if self._attachment is not None:
-                    self._attachment.refresh()
+            self._phases.find_scaler()
+            self._phases.end_step(self._schedule.steps)
+            if self._phases.full:
+                self._close_windows()
         self._schedule.took(self._schedule.clock() - began)
 
     def _after_step(self) -> None:
@@ -255,9 +242,11 @@ class Probe:
 
     def _leave(self) -> None:
         self._recording = False
-        if self._attachment is not None:
-            self._attachment.detach()
-        self._eager.release()
+        try:
+            if self._attachment is not None:
+                self._attachment.detach()
+        finally:
+            self._eager.release()
 
     # -- a forward pass -------------------------------------------------------------------------
 
@@ -268,58 +257,13 @@ class Probe:
                 self._attachment.gap("", "a CUDA graph: what it replays calls no Python")
             return None
         with self._lock:
-            self._set_overflow_apart()
-            phase = self._forced or self._phase()
-            recorder = self._recorders.get(phase)
-            if recorder is None:
-                recorder = LeanRecorder(self._settings, self._scale.scaler)
-                self._recorders[phase] = recorder
-            window = self._open.get(phase)
-            if window is None:
-                window = self._open[phase] = OpenWindow(self._schedule.steps)
-            if recorder.crowded and self._scale.scaler is None:
-                recorder.flush(ended=False)
-            recorder.detail = window.steps == 0
-            window.forwards += 1
-            return recorder
+            self._phases.set_overflow_apart()
+            return self._phases.begin(self._forced or self._phase(), self._schedule.steps)
 
     def _phase(self) -> str:
         model = self._model()
-        training = model is not None and model.training and torch.is_grad_enabled()
+        training = model is not None and model.training and passes_gradients()
         return "train" if training else "eval"
-
-    def _set_overflow_apart(self) -> None:
-        """A scaler that was updated without a step of its optimizer had found an overflow."""
-        self._scale.begins()
-        if self._scale.overflowed():
-            self.overflows += 1
-            self._discard()
-
-    def _adopt_scaler(self) -> None:
-        """From the first step on that a scaler makes, gradients are divided by its scale."""
-        for recorder in self._recorders.values():
-            recorder.scaler = self._scale.scaler
-        window = self._open.get("train")
-        if window is not None and window.forwards > 1:
-            self._discard()  # perhaps of steps that overflowed, before it was known
-
-    def _discard(self) -> None:
-        """Forget the training step under way."""
-        recorder, window = self._recorders.get("train"), self._open.get("train")
-        if recorder is not None:
-            recorder.discard()
-        if window is not None:
-            window.forwards = 0
-
-    def _flush(self, phase: str) -> None:
-        recorder, window = self._recorders.get(phase), self._open.get(phase)
-        if recorder is None or window is None or not window.forwards:
-            return
-        recorder.step = self._schedule.steps
-        recorder.flush()
-        if not window.steps and self._span > 1:
-            recorder.settle()
-        window.ended(self._schedule.steps)
 
     # -- results --------------------------------------------------------------------------------
 
@@ -343,22 +287,29 @@ class Probe:
             mine = since(self.trace, chosen, self._reported)
         merged = distributed.merge_over_ranks(mine)
         if not merged.records:
-            raise nothing_since(self.trace, chosen)
+            raise nothing_since(self.trace, chosen, self._obstacles)
         return merged
 
     def detach(self) -> None:
         """Remove everything; idempotent. What was measured stays readable."""
         if self._done:
             return
-        with self._lock:
-            self._close_all()
-        self._done = True
-        self._leave()
-        while self._handles:
-            self._handles.pop().remove()
-        self._attachment = None
-        self._recorders.clear()
-        self._scale = LossScale(None)
+        # Last line first, each whatever becomes of the others; hooks twice, against interrupts.
+        with ExitStack() as last:
+            last.callback(self._forget)
+            last.callback(self._close_all)
+            for act in (*(handle.remove for handle in self._handles), self._leave, self._leave):
+                last.callback(act)
+
+    def _forget(self) -> None:
+        self._done, self._attachment = True, None
+        self._handles.clear()
+        self._phases.forget()
+
+    @property
+    def overflows(self) -> int:
+        """Recorded steps whose scaled gradients overflowed; they are left out."""
+        return self._phases.overflows
 
     @property
     def attached(self) -> bool:
@@ -374,9 +325,10 @@ class Probe:
         """Watching began with the probe."""
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        """Detach."""
-        self.detach()
+    def __exit__(self, kind: Any, error: BaseException | None, where: Any) -> None:
+        """Detach; what ended the block is never replaced by a failure of ours."""
+        with noted_on(error, "shiftscope could not close the last window"):
+            self.detach()
 
     def __del__(self) -> None:
         """A probe that nobody holds any more leaves nothing behind."""
@@ -384,18 +336,25 @@ class Probe:
             self._leave()
 
     def _close_all(self) -> None:
-        self._set_overflow_apart()
-        for phase in list(self._recorders):
-            self._flush(phase)
-        for phase in list(self._open):
-            self._close(phase)
+        with self._lock:
+            self._phases.set_overflow_apart()
+            self._phases.end_step(self._schedule.steps)
+            self._close_windows()
+            if self._attachment is not None:
+                self._obstacles = obstacles(self._attachment)
 
-    def _close(self, phase: str) -> None:
-        """Freeze a window; it joins the trace."""
-        window, recorder = self._open.pop(phase), self._recorders.get(phase)
-        attachment = self._attachment
-        if not window.steps or recorder is None or attachment is None:
-            return
+    def _close_windows(self) -> None:
+        """Freeze all windows; they join the trace."""
+        for phase in list(self._phases.windows):
+            window = self._phases.windows.pop(phase)
+            recorder, attachment = self._phases.recorders.get(phase), self._attachment
+            if window.steps and recorder is not None and attachment is not None:
+                self._close(phase, window, recorder, attachment)
+                recorder.restart()
+
+    def _close(
+        self, phase: str, window: OpenWindow, recorder: LeanRecorder, attachment: Attachment
+    ) -> None:
         about = {"overflow_steps": self.overflows, "schedule": self._schedule.summary()}
         made = window.closed(
             (self._model(), phase, self._settings),
@@ -404,4 +363,3 @@ class Probe:
         )
         if made is not None:
             self.trace.append(made)
-        recorder.restart()

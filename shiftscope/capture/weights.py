@@ -16,7 +16,7 @@ from shiftscope.record import SiteInfo, SiteRecord, Stream, WeightFacts
 from shiftscope.snapshot import Snapshot
 from shiftscope.tally import Moments
 
-__all__ = ["MeanInput", "rounding_scale", "weight_facts", "weights_only"]
+__all__ = ["MeanInput", "is_readable", "rounding_scale", "weight_facts", "weights_only"]
 
 _CHUNK = 2**22
 _SUM_ROUNDING = 4.0
@@ -79,6 +79,15 @@ class MeanInput:
         return self.total / self.rows
 
 
+def is_readable(weight: Tensor) -> bool:
+    """Whether a weight holds real numbers; a sharded one is freed when its forward has ended."""
+    if weight.is_meta or weight.is_quantized or not weight.is_floating_point():
+        return False
+    steps = zip(weight.shape, weight.stride(), strict=True)
+    reach = weight.storage_offset() + 1 + sum((size - 1) * stride for size, stride in steps)
+    return weight.untyped_storage().nbytes() >= reach * weight.element_size()
+
+
 def rounding_scale(op: LinearOp, inputs: Stream) -> Tensor | None:
     """Size of the terms that each output of a linear map is summed from.
 
@@ -92,7 +101,7 @@ def rounding_scale(op: LinearOp, inputs: Stream) -> Tensor | None:
     Returns:
         ``[out]`` in float64, or None for weights that cannot be squared.
     """
-    if op.weight.is_quantized or not op.weight.is_floating_point():
+    if not is_readable(op.weight):
         return None
     moments = inputs.moments
     power = (moments.mean.nan_to_num() ** 2 + moments.variance.nan_to_num()).clamp(min=0)
@@ -114,10 +123,10 @@ def weight_facts(op: LinearOp, mean_input: MeanInput | None, rows: int) -> Weigh
         rows: Rows behind the mean input (0: weights alone).
 
     Returns:
-        The facts, or None for a weight that cannot be read (meta, quantised, complex).
+        The facts, or None for a weight that cannot be read (meta, quantised, complex, freed).
     """
     weight = op.weight
-    if weight.is_meta or weight.is_quantized or not weight.is_floating_point():
+    if not is_readable(weight):
         return None
     unrolled = op.rows(weight)
     outputs, fan_in = unrolled.shape
@@ -134,7 +143,9 @@ def weight_facts(op: LinearOp, mean_input: MeanInput | None, rows: int) -> Weigh
         xi = eta * outputs / (op.groups * fan_in)
     else:
         xi, eta = (float(gain) for gain in spread.mean_gains(weight, found.columns))
-    bias = op.bias.detach() if op.bias is not None else torch.full((outputs,), torch.nan)
+    bias = torch.full((outputs,), torch.nan)
+    if op.bias is not None and is_readable(op.bias):
+        bias = op.bias.detach()
     return WeightFacts(
         rows=rows,
         norm2=norm2,
@@ -237,4 +248,4 @@ def _groups_of(op: LinearOp, rows: Tensor) -> Tensor | None:
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().double().cpu().numpy()
+    return np.array(tensor.detach().double().cpu().numpy())  # not a view of the live weights

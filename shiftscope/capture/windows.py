@@ -73,9 +73,9 @@ class OpenWindow:
             return None
         snapshot = Snapshot(
             records=shown,
-            gaps=tuple(missing(attachment)),
+            gaps=tuple(missing(attachment, recorder.measured)),
             manifest={**described(*what), **self.told(), **about},
-            coverage=coverage(attachment, recorder.states, 0.0),
+            coverage=coverage(attachment, recorder, 0.0),
             pictures=pictures({name: recorder.states[name] for name in shown}),
         )
         return Window(self.first, self.last, phase, snapshot)

@@ -351,7 +351,7 @@ def test_structures_that_alternate_stay_open(reader: str) -> None:
         for number, x in enumerate(batches):
             model(x, ("one", "other")[number % 2]).sum().backward()
             probe.step()
-        recorder = probe._recorders["train"]
+        recorder = probe._phases.recorders["train"]
         paged = recorder._compiled or next(iter(recorder._devices._readers.values()))
         assert 2 <= len(paged._open) <= 4  # the first step of each is parsed in another order
     records = probe.trace.last.records

@@ -28,7 +28,7 @@ def trained(overflowing: set[int], scaled: bool = True, every: int = 1, **option
         loss = model(torch.randn(SIZE, 4, generator=generator)).square().mean()
         if step in overflowing:
             if not scaled:
-                probe._discard()
+                probe._phases.discard()
                 continue
             loss = loss * float("inf")
         optimizer.zero_grad()

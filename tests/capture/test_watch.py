@@ -185,7 +185,7 @@ def test_gradients_are_true_ones_and_overflows_are_set_apart() -> None:
                 scaler.update()
                 optimizer.zero_grad()
             if not scaled:
-                probe._recorders["train"].discard()
+                probe._phases.recorders["train"].discard()
             results.append((probe.snapshot(), probe.overflows))
     assert results[0][1] == 1
     assert results[0][0].manifest["overflow_steps"] == 1

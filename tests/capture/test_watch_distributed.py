@@ -61,9 +61,9 @@ def worker(rank: int, port: int, folder: str) -> None:
         save(snapshots, folder, f"ddp{rank}")
         if rank == 0:
             torch.save(weights, Path(folder) / "ddp.pt")
-        sharded = shard(model())
-        if sharded is not None:
-            save(trained(sharded, mine)[0], folder, f"fsdp{rank}")
+        for kind, sharded in (("fsdp", shard(model())), *flat()):
+            if sharded is not None:
+                save(trained(sharded, mine)[0], folder, f"{kind}{rank}")
     except BaseException:
         Path(folder, f"{rank}.txt").write_text(traceback.format_exc())
         raise
@@ -85,13 +85,27 @@ def shard(net: nn.Module) -> nn.Module | None:
     return net
 
 
+def flat() -> list[tuple[str, nn.Module]]:
+    """Models whose weights are views of one flat parameter that is freed behind each forward."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    cpu = torch.device("cpu")
+    return [
+        (
+            f"flat{int(keep)}-",
+            FullyShardedDataParallel(model(), use_orig_params=keep, device_id=cpu),
+        )
+        for keep in (False, True)
+    ]
+
+
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     mp.start_processes(worker, args=(port, str(tmp_path)), nprocs=2, start_method="spawn")
     wholes, weights = trained(model(), data())
-    kinds = ["ddp", "fsdp"] if (tmp_path / "fsdp0-0.npz").exists() else ["ddp"]
+    kinds = ["ddp", "flat0-", "flat1-"] + ["fsdp"] * (tmp_path / "fsdp0-0.npz").exists()
     for kind, (number, whole) in product(kinds, enumerate(wholes)):
         one, two = (ss.load(tmp_path / f"{kind}{rank}-{number}.npz") for rank in (0, 1))
         expected = whole.neurons
@@ -107,6 +121,9 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
         # The mean loss of half a batch is scaled by two in its own process.
         got = one.neurons.grad_z_mean / 2.0
         np.testing.assert_allclose(got, expected.grad_z_mean, rtol=1e-3, atol=1e-7)
+        assert one.manifest["ranks"] == 2
+        assert one.gaps == ()
+        assert set(one.sites["notes"]) == {""}
         norms = one.neurons.weight_norm.dropna()
         np.testing.assert_allclose(norms, expected.weight_norm.dropna(), rtol=0.05)
         assert set(one.neurons["count"]) == {12 * (1 + (number == 2))}

@@ -1,0 +1,113 @@
+"""The torch function mode of a forward pass that is recorded, and what it knows of the pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from shiftscope.capture.sites import Frame
+from shiftscope.capture.trail import Trail
+
+__all__ = ["Handler", "Mode", "Run", "remember"]
+
+Handler = Callable[[Any, Frame, Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Run:
+    """One thread's forward pass through the model.
+
+    Attributes:
+        trail: Where the neurons lie in its tensors, as far as only the calls can tell.
+        stack: The modules that run, the innermost last.
+        mode: The mode pushed for it; None where it is not recorded.
+        paused: The module that took the mode off for the time it runs.
+        recomputing: Whether it is a checkpoint's recomputation.
+        recorder: Where the numbers go.
+        where: ``(number of the pass, samples in it)``.
+    """
+
+    __slots__ = ("mode", "paused", "recomputing", "recorder", "stack", "trail", "where")
+
+    def __init__(self) -> None:
+        self.trail = Trail()
+        self.stack: list[Frame] = []
+        self.mode: Any = None
+        self.paused: nn.Module | None = None
+        self.recomputing = False
+        self.recorder: Any = None
+        self.where = (0, 1)
+
+    def owns(self, mode: Any) -> bool:
+        """Whether a mode was pushed for this forward pass."""
+        return isinstance(mode, Mode) and mode.run is self
+
+
+class Mode(TorchFunctionMode):
+    """Hands the torch functions that matter to their handlers.
+
+    Args:
+        handlers: Function to what records a call of it.
+        run: The forward pass it is in force for.
+    """
+
+    def __init__(self, handlers: dict[Any, Handler], run: Run) -> None:
+        super().__init__()
+        self._handlers, self.run = handlers, run
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """One call of a torch function."""
+        handler, kwargs = self._handlers.get(func), kwargs or {}
+        if handler is None:
+            out = func(*args, **kwargs)
+        else:
+            out = self._handle(handler, func, args, kwargs)
+        self.run.trail.follow(func, args, kwargs, out)
+        return out
+
+    def _handle(self, handler: Handler, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        run, stack = self.run, self.run.stack
+        if not stack or torch._C._functorch.peek_interpreter_stack() is not None:
+            return func(*args, **kwargs)
+        frame = stack[-1]
+        try:
+            return _run_op(run, frame, handler, func, args, kwargs)
+        finally:
+            if frame.single and stack and stack[-1] is frame:
+                del stack[-1]
+
+
+def _run_op(
+    run: Run, frame: Frame, handler: Handler, func: Any, args: tuple[Any, ...], kwargs: Any
+) -> Any:
+    """By the plan of the op, if it is the one that is known at this place; else by its handler."""
+    plans, index = frame.plans, frame.index
+    if plans is not None:
+        frame.index = index + 1
+        plan = plans[index] if index < len(plans) else None
+        if plan is not None and not run.recomputing and plan.fits(func, args, kwargs, run.trail):
+            if plan.count is not None:
+                frame.counts[plan.count[0]] = plan.count[1]
+            return plan.run(run.recorder, run.where, args, kwargs)
+    return handler(run, frame, func, args, kwargs)
+
+
+def remember(frame: Frame, plan: Any, counted: dict[str, int]) -> None:
+    """Keep the plan of the op that has just run, with what it added to the names of the frame."""
+    plans = frame.plans
+    if plans is None:
+        return
+    if plan is not None:
+        new = [item for item in frame.counts.items() if item not in counted.items()]
+        plan.count = new[0] if new else None
+    plans.extend([None] * (frame.index - len(plans)))
+    plans[frame.index - 1] = plan and plan.joined(plans[frame.index - 1])
