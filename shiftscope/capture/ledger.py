@@ -226,8 +226,8 @@ class Ledger(Recorder):
         pending, events, images = self._withdraw()
         inverse = self._inverse_scale()
         kinds: dict[Any, list[Any]] = {Columns: [], Parts: [], Reading: [], Moments: []}
-        for slot, found in pending:
-            kinds[type(found)].append((slot, found))
+        for item in pending:
+            kinds[type(item[1])].append(item)
         in_pieces = not ended or bool(self._pieces) or _mixed(kinds)
         if in_pieces:
             self._fold()  # so that what is closed below is of this step alone
@@ -354,8 +354,13 @@ def _count(events: Sequence[Event]) -> None:
     """Raise the counters of the sites; samples once for each forward pass."""
     passes = set()
     for state, what, where in events:
-        for name in _COUNTERS[what]:
-            setattr(state, name, getattr(state, name) + 1)
+        if what == "shared":  # one event in two
+            state.arrived += 1
+            state.shares_due += 1
+            state.shares += 1
+        else:
+            for name in _COUNTERS[what]:
+                setattr(state, name, getattr(state, name) + 1)
         if where is not None and state.forward != where[0] and (state, where[0]) not in passes:
             passes.add((state, where[0]))
             state.samples += where[1]

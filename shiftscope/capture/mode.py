@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from shiftscope.capture.sites import Frame
@@ -71,7 +71,9 @@ class Mode(TorchFunctionMode):
             out = func(*args, **kwargs)
         else:
             out = self._handle(handler, func, args, kwargs)
-        self.run.trail.follow(func, args, kwargs, out)
+        trail = self.run.trail
+        if trail.tensors or type(out) is not Tensor or out.grad_fn is None:
+            trail.follow(func, args, kwargs, out)
         return out
 
     def _handle(self, handler: Handler, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:

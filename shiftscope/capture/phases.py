@@ -38,9 +38,9 @@ class Phases:
             recorder = self.recorders[phase] = LeanRecorder(self._settings, self.scale.scaler)
         if window is None:
             window = self.windows[phase] = OpenWindow(step)
+        recorder.detail, recorder.step = window.steps == 0, step
         if recorder.crowded and self.scale.scaler is None:
             recorder.flush(ended=False)
-        recorder.detail = window.steps == 0
         window.forwards += 1
         return recorder
 

@@ -203,7 +203,10 @@ class PagedReader(ABC):
         """
         readings, pages = self.take()
         # Not what another thread read before the last merging and wrote down after it.
-        known = [(slot, r.number) for slot, r in writes if _holds(readings, r)]
+        number = len(readings)
+        known = [
+            (slot, r.number) for slot, r in writes if r.number < number and readings[r.number] is r
+        ]
         if known:
             slots, numbers = zip(*known, strict=True)
             key: Structure = (slots, numbers, tuple([(r.width, r.dtype) for r in readings]))
@@ -223,7 +226,3 @@ class PagedReader(ABC):
         closed = list(self._open.values())
         self._open.clear()
         return closed
-
-
-def _holds(readings: Sequence[Any], reading: Any) -> bool:
-    return reading.number < len(readings) and readings[reading.number] is reading

@@ -40,22 +40,26 @@ _RESHAPING = ("squeeze", "unsqueeze", "transpose", "swapaxes", "swapdims", "t")
 
 
 class Trail:
-    """The marks of tensors without history, in one thread's forward pass."""
+    """The marks of tensors without history, in one thread's forward pass.
 
-    __slots__ = ("_nodes", "_tensors")
+    Attributes:
+        tensors: Id of a tensor -> a weak reference to it, and its marks.
+    """
+
+    __slots__ = ("_nodes", "tensors")
 
     def __init__(self) -> None:
-        self._tensors: dict[int, tuple[Any, Marks]] = {}
+        self.tensors: dict[int, tuple[Any, Marks]] = {}
         self._nodes: dict[Any, Marks] = {}
 
     def clear(self) -> None:
         """Forget everything: the forward pass ended."""
-        self._tensors.clear()
+        self.tensors.clear()
         self._nodes.clear()
 
     def marks(self, x: Tensor) -> Marks | None:
         """What is known of the dimensions of a tensor; None for nothing."""
-        found, marks = self._tensors.get(id(x), _NEVER)
+        found, marks = self.tensors.get(id(x), _NEVER)
         if found() is x and len(marks) == x.dim():
             return marks
         return None if x.grad_fn is None else marks_above(x, self._nodes)
@@ -65,7 +69,7 @@ class Trail:
         node = x.grad_fn
         if node is not None:
             return type(node)
-        found, marks = self._tensors.get(id(x), _NEVER)
+        found, marks = self.tensors.get(id(x), _NEVER)
         return marks if found() is x else None
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
@@ -76,7 +80,7 @@ class Trail:
             if type(first) is not Tensor:
                 return
         alone = first.grad_fn is None
-        if not (alone or self._tensors) or first.is_nested:
+        if not (alone or self.tensors) or first.is_nested:
             return
         name = _GETTERS.get(func) or plain(getattr(func, "__name__", ""))
         if alone and first is out and args and self._usual(name, args[0], out):
@@ -91,10 +95,10 @@ class Trail:
         """The usual cases at once: a layer, or what leaves all dimensions where they are."""
         marks = source(name, out.dim())
         if marks is None:
-            found, marks = self._tensors.get(id(x), _NEVER)
+            found, marks = self.tensors.get(id(x), _NEVER)
             if found() is not x or not keeps(name) or x.shape != out.shape:
                 return False
-        self._tensors[id(out)] = (weakref.ref(out), marks)
+        self.tensors[id(out)] = (weakref.ref(out), marks)
         return True
 
     def _follow(
@@ -105,9 +109,9 @@ class Trail:
         operands: list[Tensor],
         made: Tensor,
     ) -> None:
-        known = self._tensors.get(id(made), _NEVER)[0]() is made
+        known = self.tensors.get(id(made), _NEVER)[0]() is made
         if known and name in _RESHAPING and any(made is x for x in operands):
-            del self._tensors[id(made)]  # reshaped in place: how it was is not known any more
+            del self.tensors[id(made)]  # reshaped in place: how it was is not known any more
         elif not known:
             self._carry(name, args, kwargs, operands, made)
 
@@ -138,12 +142,12 @@ class Trail:
 
     def _put(self, made: Tensor, marks: Marks) -> None:
         if made.grad_fn is None:
-            self._tensors[id(made)] = (weakref.ref(made), marks)
+            self.tensors[id(made)] = (weakref.ref(made), marks)
         else:
             self._nodes[made.grad_fn] = marks
 
     def _alone(self, x: Tensor) -> bool:
-        return x.grad_fn is None and self._tensors.get(id(x), _NEVER)[0]() is x
+        return x.grad_fn is None and self.tensors.get(id(x), _NEVER)[0]() is x
 
 
 _PLAIN = (Tensor, nn.Parameter)
