@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shiftscope.findings.coverage import coverage
-from shiftscope.findings.finding import Finding, severity_rank
+from shiftscope.findings.finding import Finding, counted, severity_rank
 from shiftscope.findings.gradients import exploding_gradient, vanishing_gradient
 from shiftscope.findings.learning import not_learning
 from shiftscope.findings.numerics import below_resolution, non_finite
@@ -142,17 +142,18 @@ def _all_clear(findings: Sequence[Finding], measured: Snapshot | Trace) -> str:
         if not judged:
             return "Nothing was measured: the run has no finished window."
         told = _all_clear(findings, judged[-1].snapshot)
-        return f"{told} Steps {judged[0].first} to {judged[-1].last}, {len(judged)} windows."
+        many = counted(len(judged), "window")
+        return f"{told} Steps {judged[0].first} to {judged[-1].last}, {many}."
     reading = Reading(measured)
-    places = len(reading.rows)
+    places = counted(len(reading.rows), "site")
     shares = any(known(row.get("shift_share")) for row in reading.rows)
     backward = any(known(row.get("grad_z_var")) for row in reading.linear)
-    if not places:
+    if not reading.rows:
         return "Nothing was measured: no linear map and no activation function was seen."
     if not shares:
-        return f"Weights only: {places} sites, no data went through, so no verdict on signals."
+        return f"Weights only: {places}, no data went through, so no verdict on signals."
     if not backward:
-        return f"No fault found in the forward pass at {places} sites; gradients were not measured."
+        return f"No fault found in the forward pass at {places}; gradients were not measured."
     remarks = len(findings)
     tail = f" ({remarks} remark{'s' if remarks > 1 else ''})" if remarks else ""
-    return f"No fault found at {places} sites, forward and backward{tail}."
+    return f"No fault found at {places}, forward and backward{tail}."

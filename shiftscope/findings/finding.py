@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CAUSES", "SEVERITIES", "Evidence", "Finding", "percent", "severity_rank", "short"]
+__all__ = [
+    "CAUSES",
+    "SEVERITIES",
+    "Evidence",
+    "Finding",
+    "counted",
+    "percent",
+    "severity_rank",
+    "short",
+]
 
 SEVERITIES = ("info", "watch", "serious", "critical")
 """Levels of concern, mildest first."""
@@ -131,6 +140,11 @@ class Finding:
             "advice": self.advice,
             "follows_from": self.follows_from,
         }
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words that fit one as well."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def short(site: object, length: int = 48) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shiftscope.findings.finding import Evidence, Finding, short
+from shiftscope.findings.finding import Evidence, Finding, counted, short
 from shiftscope.findings.reading import Reading, Row, known
 from shiftscope.findings.thresholds import Thresholds
 
@@ -32,7 +32,10 @@ def non_finite(reading: Reading, thresholds: Thresholds) -> Finding | None:
     return Finding(
         cause="non_finite",
         severity="critical",
-        title=f"NaN or infinite values at {len(rows)} sites, first at {short(first['site'])}",
+        title=(
+            f"NaN or infinite values at {counted(len(rows), 'site')}, "
+            f"first at {short(first['site'])}"
+        ),
         sites=tuple(str(row["site"]) for row in rows),
         evidence={
             "nonfinite_values": Evidence(int(sum(row["nonfinite"] for row in rows)), unit="values"),
@@ -68,7 +71,7 @@ def _in_weights(broken: dict[str, int], rows: list[Row]) -> Finding:
     return Finding(
         cause="non_finite",
         severity="critical",
-        title=f"NaN or infinite weights at {len(broken)} sites, first at {short(first)}",
+        title=f"NaN or infinite weights at {counted(len(broken), 'site')}, first at {short(first)}",
         sites=(*broken, *behind),
         evidence={
             "neurons": Evidence(sum(broken.values()), unit="neurons with such weights"),
