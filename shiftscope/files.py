@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from shiftscope.errors import UsageError
 
-__all__ = ["PlaceError", "atomic_file", "atomic_folder", "strict", "strict_json"]
+__all__ = ["PlaceError", "atomic_file", "atomic_folder", "strict", "strict_json", "unwritable"]
 
 
 class PlaceError(UsageError):
@@ -55,7 +55,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         Path(temporary).replace(target)
         temporary = ""
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
     finally:
         if temporary:
             with suppress(OSError):
@@ -89,7 +89,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _move_files(temporary, target)
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -151,5 +151,12 @@ def _named(path: Any) -> Path:
     return Path(path)
 
 
-def _unwritable(target: Path, error: OSError) -> PlaceError:
-    return PlaceError(f"cannot write {str(target)!r}: {error.strerror or error}", _REMEDY)
+def unwritable(target: Path, error: OSError, remedy: str = _REMEDY) -> PlaceError:
+    """The error of a place that cannot be written.
+
+    Args:
+        target: The place.
+        error: What the system said.
+        remedy: What to do.
+    """
+    return PlaceError(f"cannot write {str(target)!r}: {error.strerror or error}", remedy)

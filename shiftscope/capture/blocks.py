@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.capture.readings import RAW, Reading
-from shiftscope.capture.totals import Total, groups_of
+from shiftscope.capture.totals import Total, groups_of, places_of
 from shiftscope.tally import Moments
 
 __all__ = ["BIG", "COARSE", "HOPELESS", "LOST", "SMALL", "Block", "Key"]
@@ -214,7 +214,7 @@ class Block:
         mean = torch.where(count > 0, mean, torch.nan)
         std = (m2 / count.clamp(min=1.0)).sqrt()
         scale = torch.maximum(mean.nan_to_num().abs(), std)
-        for slot, numbers, at in self._places():
+        for slot, numbers, at in places_of(self.single, self.groups, self.ends):
             eps = max(self.key[2][number][1] for number in numbers)
             own = [slice(self.starts[number], self.ends[number]) for number in numbers]
             # A doubted column says so whatever it is merged with: its spread is below 4 eps·scale.
@@ -228,11 +228,3 @@ class Block:
                 *(slot, moments, torch.stack([lost[part] for part in own]).sum(0)),
                 int(known.min()) if len(known) else -1,
             )
-
-    def _places(self) -> Iterator[tuple[int, tuple[int, ...], slice]]:
-        """Each stream, its readings and its columns of the record."""
-        for slot, number in self.single:
-            yield slot, (number,), slice(self.starts[number], self.ends[number])
-        for group in self.groups:
-            start = self.ends[-1] + group.at
-            yield group.slot, group.numbers, slice(start, start + group.width)

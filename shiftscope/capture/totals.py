@@ -24,7 +24,7 @@ from torch import Tensor
 from shiftscope.tally import Moments
 from shiftscope.tally.native import EPS
 
-__all__ = ["Group", "PagedReader", "Structure", "Total", "Totals", "groups_of"]
+__all__ = ["Group", "PagedReader", "Structure", "Total", "Totals", "groups_of", "places_of"]
 
 Structure = tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]
 """Slots in order of writing, number of the reading each one got, width and dtype of each."""
@@ -89,6 +89,23 @@ def groups_of(
     return single, groups
 
 
+def places_of(
+    single: Sequence[tuple[int, int]], groups: Sequence[Group], ends: Sequence[int]
+) -> Iterator[tuple[int, tuple[int, ...], slice]]:
+    """Each stream of :func:`groups_of`, its readings and its columns of a record.
+
+    Args:
+        single: Streams that were read once in a step.
+        groups: The others; their columns stand behind those of all readings.
+        ends: Column behind the last one of each reading.
+    """
+    for slot, number in single:
+        yield slot, (number,), slice(ends[number - 1] if number else 0, ends[number])
+    for group in groups:
+        start = ends[-1] + group.at
+        yield group.slot, group.numbers, slice(start, start + group.width)
+
+
 _STRUCTURES = 16
 """Structures whose totals are kept open; a training loop alternates between a few."""
 
@@ -147,21 +164,12 @@ class Totals(ABC):
         mean = torch.where(count > 0, mean, torch.nan)
         std = (m2 / count.clamp(min=1.0)).sqrt()
         scale = torch.maximum(mean.nan_to_num().abs(), std)
-        for slot, numbers, at in self._places():
+        for slot, numbers, at in places_of(self.single, self.groups, self.ends):
             eps = max(self._eps[number] for number in numbers)
             moments = Moments(count[at].long(), mean[at], m2[at], eps, scale[at])
             rows = sum(self._rows[number] for number in numbers)
             since = min((first[number] for number in numbers if number in first), default=-1)
             yield Total(slot, moments, rows - count[at], since)
-
-    def _places(self) -> Iterator[tuple[int, tuple[int, ...], slice]]:
-        """Each stream, its readings and its columns of the record."""
-        for slot, number in self.single:
-            end = self.ends[number]
-            yield slot, (number,), slice(end - self.widths[number], end)
-        for group in self.groups:
-            start = self.ends[-1] + group.at
-            yield group.slot, group.numbers, slice(start, start + group.width)
 
 
 class PagedReader(ABC):

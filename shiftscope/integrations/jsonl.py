@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import IO
 
-from shiftscope.files import strict_json
-from shiftscope.integrations.places import file_path, unwritable
+from shiftscope.files import strict_json, unwritable
+from shiftscope.integrations.places import FILE_REMEDY, file_path
 from shiftscope.integrations.sink import first_step, headline
 from shiftscope.snapshot import Snapshot
 
@@ -40,7 +40,7 @@ class JsonLines:
         try:
             self._opened().close()
         except OSError as error:
-            raise unwritable(self.path, error) from error
+            raise unwritable(self.path, error, FILE_REMEDY) from error
 
     def write(self, step: int, phase: str, snapshot: Snapshot) -> None:
         """Append one line."""
@@ -56,7 +56,7 @@ class JsonLines:
         try:
             self._append(strict_json(line) + "\n")
         except OSError as error:
-            raise unwritable(self.path, error) from error
+            raise unwritable(self.path, error, FILE_REMEDY) from error
 
     def close(self) -> None:
         """Close the file; the next window opens it again."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from shiftscope.errors import UsageError
+from shiftscope.files import unwritable
 
-__all__ = ["FILE_REMEDY", "check_file", "check_folder", "file_path", "unwritable"]
+__all__ = ["FILE_REMEDY", "check_file", "check_folder", "file_path"]
 
 FILE_REMEDY = "give a file in a folder you may write to, with space left"
 _FOLDER_REMEDY = "give a folder you may write to, with space left"
@@ -72,19 +73,8 @@ def file_path(given: Any) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(path, error, FILE_REMEDY) from error
     return path
-
-
-def unwritable(path: Path, error: OSError, remedy: str = FILE_REMEDY) -> UsageError:
-    """The error of a place that cannot be written.
-
-    Args:
-        path: The place.
-        error: What the system said.
-        remedy: What to do.
-    """
-    return UsageError(f"cannot write {str(path)!r}: {error.strerror or error}", remedy)
 
 
 def _path(given: Any, remedy: str) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from shiftscope.errors import UsageError
-from shiftscope.integrations.places import unwritable
+from shiftscope.files import unwritable
 from shiftscope.integrations.sink import scalars
 from shiftscope.snapshot import Snapshot
 
