@@ -153,11 +153,11 @@ def _course(first: _Seen, last: _Seen) -> str:
         return ""
     if not (known(old.value) and known(new.value)):
         return ""
-    word = name.replace("_", " ")
-    return (
-        f"In this run the {word} went from {float(old.value):.3g} at step {first.step} to "
-        f"{float(new.value):.3g} at step {last.step}."
-    )
+    word, start, end = name.replace("_", " "), f"{old.value:.3g}", f"{new.value:.3g}"
+    if start == end:
+        return f"In this run the {word} stayed at {end}, steps {first.step} to {last.step}."
+    went = f"from {start} at step {first.step} to {end} at step {last.step}"
+    return f"In this run the {word} went {went}."
 
 
 def _non_finite(
