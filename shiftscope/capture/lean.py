@@ -19,7 +19,7 @@ from shiftscope.capture.ledger import Found, Ledger
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import rows_input
 from shiftscope.capture.readings import kind_of
-from shiftscope.capture.recorder import SiteState, keep_weight
+from shiftscope.capture.recorder import SiteState, keep_weight, shown_name
 from shiftscope.capture.sampling import PICTURE_ROWS
 from shiftscope.capture.totals import Total, Totals
 from shiftscope.capture.weights import MeanInput, rounding_scale, weight_facts
@@ -53,7 +53,7 @@ class LeanRecorder(Ledger):
         if before is None or len(before) == len(total.lost):
             self._lost[total.slot] = total.lost if before is None else before + total.lost
         if total.since >= 0:
-            name = name.removesuffix("_alone")
+            name = shown_name(name)
             state.lost_since[name] = min(total.since, state.lost_since.get(name, total.since))
 
     def _note_floors(self, slots: Iterable[int], numbers: Iterable[int]) -> None:
@@ -139,8 +139,7 @@ class LeanRecorder(Ledger):
                 counts = Counts.of(sample.rows, saturated_outside=_bounds(state))
         if lost is not None:
             counts = _with_lost(counts, lost.long())
-            stream = name.removesuffix("_alone")
-            state.notes[f"non-finite values of {stream} were left out"] = None
+            state.notes[f"non-finite values of {shown_name(name)} were left out"] = None
         state.streams[name] = Stream(moments, extrema, counts, sample)
         state.seen[name] = int(moments.count.max())
 

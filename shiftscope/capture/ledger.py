@@ -85,6 +85,8 @@ class Ledger(Recorder):
         self._numbers: dict[tuple[str, str], int] = {}
         self._gradient: list[bool] = []
         self._imaged: list[bool] = []
+        self._alone: set[int] = set()
+        self._every: dict[int, int] = {}
         self._totals: dict[int, Moments] = {}
         self._pieces: dict[int, Moments] = {}
         self._lost: dict[int, Tensor] = {}
@@ -111,6 +113,8 @@ class Ledger(Recorder):
                 self.slots.append((state, name))
                 self._gradient.append(name.startswith("grad"))
                 self._imaged.append(False)
+                if name == "grad_z_alone":
+                    self._alone.add(number)
             return number
 
     def tell(self, state: SiteState, name: str) -> None:
@@ -224,6 +228,7 @@ class Ledger(Recorder):
 
     def _flush(self, ended: bool) -> None:
         pending, events, images = self._withdraw()
+        pending += self._every_gradient(pending)
         inverse = self._inverse_scale()
         kinds: dict[Any, list[Any]] = {Columns: [], Parts: [], Reading: [], Moments: []}
         for item in pending:
@@ -246,6 +251,21 @@ class Ledger(Recorder):
         self._mean_images.add(images)
         self._sampler.keep()
         self.epoch += ended
+
+    def _every_gradient(self, pending: Sequence[tuple[int, Found]]) -> list[tuple[int, Found]]:
+        """What is to be written once more where some calls of a site passed no gradient on.
+
+        Those count for grad_z and not for the backward gain. Within a step all are merged exactly,
+        so that the sum of both kinds needs a slot of its own.
+        """
+        slots = {slot for slot, _ in pending}
+        for alone in self._alone & slots:
+            state = self.slots[alone][0]
+            paired = self._numbers.get((state.info.site, "grad_z"))
+            if paired in slots and alone not in self._every:
+                self._every[alone] = self._every[paired] = self.slot(state, "grad_z_every")
+        every = self._every
+        return [(every[slot], found) for slot, found in pending if slot in every] if every else []
 
     def _merge(self, kinds: dict[Any, list[Any]], inverse: Tensor | None) -> None:
         """Give each reader what it read."""

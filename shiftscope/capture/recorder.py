@@ -24,7 +24,7 @@ from shiftscope.record import STREAMS, SiteInfo, SiteRecord, Stream, WeightFacts
 from shiftscope.tally import Counts, Extrema, Moments, RowSample
 from shiftscope.theory.saturation import saturation_bounds
 
-__all__ = ["RANK_STRIDE", "Recorder", "Settings", "SiteState", "keep_weight"]
+__all__ = ["RANK_STRIDE", "Recorder", "Settings", "SiteState", "keep_weight", "shown_name"]
 
 _INPUT_ROWS = 128
 RANK_STRIDE = 2**40
@@ -367,10 +367,21 @@ def _all_gradients(streams: dict[str, Stream]) -> dict[str, Stream]:
     alone = streams.get("grad_z_alone")
     if alone is None:
         return streams
-    paired = streams.get("grad_z")
+    paired, every = streams.get("grad_z"), streams.get("grad_z_every")
     if paired is None:
         return streams | {"grad_z": alone}
-    return streams | {"grad_z": paired.merge(alone), "grad_z_paired": paired}
+    if every is None or _rows(every) < _rows(paired) + _rows(alone):
+        every = paired.merge(alone)
+    return streams | {"grad_z": every, "grad_z_paired": paired}
+
+
+def _rows(stream: Stream) -> int:
+    return int(stream.moments.count.max())
+
+
+def shown_name(name: str) -> str:
+    """The stream of the report that numbers recorded under a name belong to."""
+    return name.removesuffix("_alone").removesuffix("_every")
 
 
 def _rows_of(state: SiteState) -> int:

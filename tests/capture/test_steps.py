@@ -102,6 +102,50 @@ def test_a_module_used_many_times_in_a_step() -> None:
         np.testing.assert_allclose(moments.variance, variance, rtol=1e-5)
 
 
+class Loop(nn.Module):
+    """Uses one layer three times, and keeps what comes back to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.Linear(5, 5)
+        self.grads: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            z = self.cell(x)
+            if z.requires_grad:
+                z.register_hook(self.grads.append)
+            x = torch.tanh(z)
+        return x
+
+
+def test_calls_that_pass_no_gradient_on_belong_to_their_step() -> None:
+    """The first call of a cell has an input without gradient; it counts for grad_z all the same."""
+    torch.manual_seed(0)
+    model = Loop()
+    inputs = [torch.randn(6, 5) * (1 + k) for k in range(3)]
+    exact = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with ss.watch(model, optimizer, every=1, window=3) as probe:
+        for x in inputs:
+            model.grads = []
+            model(x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            exact.append(model.grads)
+    (window,) = probe.trace
+    streams = window.snapshot.records["cell"].streams
+    for name, kept in (
+        ("grad_z", slice(None)),
+        ("grad_z_paired", slice(2)),
+    ):  # the last comes first
+        steps = [torch.cat(grads[kept]).double() for grads in exact]
+        variance = torch.stack([g.var(0, unbiased=False) for g in steps]).mean(0)
+        got = streams[name].moments
+        assert got.count.tolist() == [sum(len(g) for g in steps)] * 5
+        torch.testing.assert_close(got.variance, variance, rtol=1e-5, atol=0.0)
+
+
 def test_a_long_step_that_is_emptied_before_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger.Ledger, "crowded", property(lambda self: bool(self._pending)))
     model = net()

@@ -6,7 +6,7 @@ import copy
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -130,8 +130,8 @@ def test_readings_are_those_of_float64(
             torch.testing.assert_close(got.variance, variance, rtol=tight, atol=tight)
             if recorder._imaged[slot] and reader == "triton":
                 want = x.double().mean(0).flatten(1)
-                image = found.image.cpu().reshape(want.shape)
-                torch.testing.assert_close(image, want, rtol=tight, atol=tight)
+                means = found.image.cpu().reshape(want.shape)
+                torch.testing.assert_close(means, want, rtol=tight, atol=tight)
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e-21, 1e-30, 1e-38, 1e-41, 1e-44])
@@ -185,8 +185,8 @@ def test_the_numbers_are_those_of_analyze(name: str, reader: str) -> None:
         # A layer norm at the end makes the plain sum of squares a constant.
         return (out * torch.linspace(0.5, 1.5, out.shape[-1], device=out.device)).square().sum()
 
-    data = [(x, torch.zeros(1)) for x in batches]
-    want = ss.analyze(model, data, loss, dtype=torch.float64).neurons
+    steps = [ss.analyze(model, [(x, torch.zeros(1))], loss, dtype=torch.float64) for x in batches]
+    want = reduce(ss.Snapshot.join, steps).neurons  # a window averages its steps
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with ss.watch(model, optimizer, every=1, window=4) as probe:
         for x in batches:
