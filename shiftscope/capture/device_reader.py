@@ -17,13 +17,19 @@ __all__ = ["DeviceReaders", "Parts"]
 
 
 class DeviceReaders:
-    """One reader for each GPU; other devices, and a GPU Triton fails on, have none."""
+    """One reader for each GPU; other devices, and a GPU Triton fails on, have none.
 
-    def __init__(self) -> None:
+    Args:
+        looks: Functions that read a tensor at once, of a step before known form; those of the
+            readers are added.
+    """
+
+    def __init__(self, looks: list[Any] | None = None) -> None:
+        self._looks: list[Any] = [] if looks is None else looks
         self._readers: dict[torch.device, _Reader | None] = {}
         self._failed: set[torch.device] = set()
 
-    def read(self, x: Tensor, slot: int, kind: int, image: bool) -> Parts | None:
+    def read(self, x: Tensor, slot: int, kind: int, image: bool) -> Any:
         """Read a tensor whose neurons lie in the last dimension or the second.
 
         Args:
@@ -39,8 +45,7 @@ class DeviceReaders:
         try:
             reader = self._readers[device]
         except KeyError:
-            made = _Reader(device) if usable(device) else None
-            reader = self._readers.setdefault(device, made)
+            reader = self._make(device)
         if reader is None or device in self._failed or not _addressable(x):
             return None
         try:
@@ -53,8 +58,18 @@ class DeviceReaders:
             self._give_up(device, error)
             return None
 
+    def _make(self, device: torch.device) -> _Reader | None:
+        made = _Reader(device) if usable(device) else None
+        kept = self._readers.setdefault(device, made)
+        if made is not None and kept is made:
+            self._looks.insert(0, made.look)
+        return kept
+
     def _give_up(self, device: torch.device, error: Exception) -> None:
         self._failed.add(device)
+        reader = self._readers.get(device)
+        if reader is not None and reader.look in self._looks:
+            self._looks.remove(reader.look)
         warnings.warn(
             f"shiftscope reads on {device} by torch's kernels, in more passes: Triton failed "
             f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})",
@@ -69,7 +84,7 @@ class DeviceReaders:
 
     def merge(
         self,
-        writes: Sequence[tuple[int, Parts]],
+        writes: Sequence[tuple[int, Any]],
         gradient: Sequence[bool],
         inverse: Tensor | None,
         step: int,
@@ -104,7 +119,7 @@ def _addressable(x: Tensor) -> bool:
 class _Reader(DeviceReader, PagedReader):
     """Readings of the running step on one GPU, and accumulators of the steps before it."""
 
-    def read_any(self, x: Tensor, slot: int, kind: int, image: bool) -> Parts | None:
+    def read_any(self, x: Tensor, slot: int, kind: int, image: bool) -> Any:
         """Read a tensor however it lies."""
         if x.is_contiguous():
             return self.read(x, slot, kind == ROWS, image)

@@ -98,7 +98,8 @@ class Ledger(Recorder):
         self._mean_images = MeanImages()
         self._local = _Local()
         self._compiled = CompiledReader() if built() else None
-        self._devices, self._kernels = DeviceReaders(), KernelReader()
+        self._looks = [] if self._compiled is None else [self._compiled.look]
+        self._devices, self._kernels = DeviceReaders(self._looks), KernelReader()
         self.itself: Callable[[], Any] = weakref.ref(self)
 
     # -- during a step --------------------------------------------------------------------------
@@ -130,10 +131,14 @@ class Ledger(Recorder):
             kind: How its neurons lie.
             dim: Their dimension, where that is neither the last one nor the second.
         """
-        if self._compiled is not None and kind != OTHER:
-            columns: Found | None = self._compiled.look(tensor, slot, kind, self._imaged[slot])
-            if columns is not None:
-                return columns
+        if kind != OTHER:
+            try:
+                for look in self._looks:
+                    known: Found | None = look(tensor, slot, kind, self._imaged[slot])
+                    if known is not None:
+                        return known
+            except torch.OutOfMemoryError:
+                pass  # torch's kernels may need less
         if not tensor.numel():
             return None
         if tensor.is_inference():
@@ -194,7 +199,7 @@ class Ledger(Recorder):
             mean = batch.mean(dim=0, dtype=torch.float64)
             for slot in self._read_for(reading):
                 self._imaged[slot] = True  # ask for the image together with the rest next time
-        finite = type(reading) is Parts and reading.image is not None
+        finite = type(reading) is Parts and getattr(reading, "image", None) is not None
         self._images.append((state, op, mean.reshape(batch.shape[1:]), batch.shape[0], finite))
 
     def _read_for(self, reading: Found) -> list[int]:

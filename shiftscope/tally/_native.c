@@ -108,7 +108,9 @@ static int module_exec(PyObject *module)
 {
     if (intern_words() < 0)
         return -1;
-    if (add_type(module, "Columns", &columns_spec) < 0)
+    if (add_type(module, "Columns", &columns_spec) < 0 || add_type(module, "Parts", &parts_spec) < 0)
+        return -1;
+    if (add_type(module, "Launch", &launch_spec) < 0)
         return -1;
     return add_type(module, "Reader", &reader_spec);
 }

@@ -8,8 +8,29 @@ class Columns:
     number: int
     width: int
     rows: int
+    offset: int
+    parts: int
     dtype: int
     image: Tensor | None
+
+class Parts(Columns): ...
+
+class Launch:
+    def __init__(
+        self,
+        driver: int,
+        function: int,
+        grid: tuple[int, int, int],
+        threads: int,
+        shared: int,
+        codes: str,
+        values: tuple[int, ...],
+        shape: tuple[int, ...],
+        form: tuple[int, int, int],
+        residue: int,
+        extent: tuple[int, int, int, int],
+        /,
+    ) -> None: ...
 
 class Reader:
     readings: list[Columns]
@@ -23,10 +44,15 @@ class Reader:
         page_of: Callable[[int], Any],
         image_of: Callable[[int, int], Tensor],
         threads_of: Callable[[], int],
+        device: tuple[int, Any, Any, Any, Any] = ...,
         /,
     ) -> None: ...
     def look(self, tensor: Tensor, slot: int, kind: int, image: bool, /) -> Columns | None: ...
     def read(self, tensor: Tensor, slot: int, kind: int, image: bool, /) -> Columns | None: ...
+    def reserve(
+        self, slot: int, width: int, rows: int, parts: int, dtype: int, /
+    ) -> tuple[Columns, Any]: ...
+    def done(self) -> None: ...
     def take(self) -> tuple[list[Columns], list[Any], bool]: ...
 
 def read(

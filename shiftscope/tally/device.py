@@ -8,28 +8,24 @@ is missing, or cannot compile, torch's own kernels do the same in more passes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from shiftscope.tally.launches import Launch, kernels
+from shiftscope.tally import native
+from shiftscope.tally.launches import Launches, kernels
 
 __all__ = ["DeviceReader", "DeviceRecord", "Fact", "Page", "Parts", "usable"]
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _FIRST = 2**15
 """Columns of the first page."""
 _MERGED = (16, 32)
 """Parts and columns that a program merges at once."""
-_LARGEST, _LONGEST = 2**30, 2**20
-"""Rows that are numbered in 32 bits, and positions of a sample that do not make too many parts."""
-_KNOWN = 2**12
-"""Shapes that are remembered."""
-
 Fact = tuple[int, int, int, int]
 """First column, width and number of the parts of some neurons, and the rows that were read."""
 
@@ -39,7 +35,7 @@ def usable(device: torch.device) -> bool:
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-class Parts:
+class _Parts:
     """Where the moments of one tensor stand: ``parts`` runs of ``width`` columns, to be merged.
 
     Attributes:
@@ -55,11 +51,14 @@ class Parts:
 
     __slots__ = ("dtype", "image", "number", "offset", "parts", "rows", "slot", "width")
 
-    def __init__(self, slot: int, launch: Launch, dtype: torch.dtype) -> None:
-        self.slot, self.dtype = slot, _DTYPES[dtype]
-        self.width, self.rows, self.parts = launch.width, launch.rows, launch.parts
-        self.number = self.offset = 0
+    def __init__(self, slot: int, width: int, rows: int, parts: int, dtype: int) -> None:
+        self.slot, self.width, self.rows, self.parts = slot, width, rows, parts
+        self.dtype, self.number, self.offset = dtype, 0, 0
         self.image: Tensor | None = None
+
+
+Parts: Any = native.Parts or _Parts
+"""The readings of a GPU: those of the compiled reader, or the same in Python."""
 
 
 class Page:
@@ -79,7 +78,57 @@ class Page:
         self.capacity, self.used = capacity, 0
         self.data = torch.empty((3, capacity), dtype=torch.float64, device=device)
         self.address = self.data.data_ptr()
-        self.readings: list[Parts] = []
+        self.readings: list[Any] = []
+
+
+class _Books:
+    """What the compiled reader does for a GPU, but for launching by itself, in Python.
+
+    Args:
+        page_of: Columns -> a page that has as many.
+    """
+
+    def __init__(self, page_of: Callable[[int], Page]) -> None:
+        self.readings: list[Any] = []
+        self.pages: list[Page] = []
+        self._page_of, self._lock, self._busy = page_of, threading.Lock(), 0
+
+    def look(self, x: Tensor, slot: int, kind: int, image: bool) -> None:
+        """None: what is to be read is read through Triton's launcher."""
+
+    read = look
+
+    def reserve(self, slot: int, width: int, rows: int, parts: int, dtype: int) -> tuple[Any, Page]:
+        """Columns of a page, as a reading; :meth:`done` says that they are written."""
+        made, columns = _Parts(slot, width, rows, parts, dtype), parts * width
+        with self._lock:
+            page = self.pages[-1] if self.pages else None
+            if page is None or page.used + columns > page.capacity:
+                page = self._page_of(columns)
+                page.used = 0
+                self.pages.append(page)
+            made.offset, made.number = page.used, len(self.readings)
+            page.used += columns
+            self.readings.append(made)
+            self._busy += 1
+        return made, page
+
+    def done(self) -> None:
+        """Reserved columns are written."""
+        with self._lock:
+            self._busy -= 1
+
+    @property
+    def used(self) -> int:
+        """Columns of the last page."""
+        return self.pages[-1].used if self.pages else 0
+
+    def take(self) -> tuple[list[Any], list[Page], bool]:
+        """All readings, their pages, and whether some thread still writes."""
+        with self._lock:
+            readings, self.readings = self.readings, []
+            pages, self.pages = self.pages, []
+            return readings, pages, self._busy > 0
 
 
 class DeviceReader:
@@ -87,19 +136,25 @@ class DeviceReader:
 
     Args:
         device: The GPU.
+
+    Attributes:
+        look: ``look(tensor, slot, kind, image) -> Parts``: read a contiguous tensor by a kernel
+            that was compiled in a step before, unless this thread just did so; None where it has
+            to be read by :meth:`read`.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.readings: list[Parts] = []
-        self._pages: list[Page] = []
-        self._spare: Page | None = None
-        self._size = _FIRST
-        self._launches: dict[Any, Launch] = {}
-        self._lock = threading.Lock()
-        self._under_way, self._reusable = 0, True
+        self._spare: list[Page] = []
+        self._size, self._reusable = [_FIRST], True
+        self._launches = Launches()
+        make = partial(Page, device=device)
+        # Not self: the compiled reader takes no part in collecting cycles.
+        page_of = partial(_page_of, self._spare, self._size, make)
+        self._books: Any = _books(device, page_of, self._launches)
+        self.look, self._again = self._books.look, self._books.read
 
-    def read(self, x: Tensor, slot: int, by_row: bool, image: bool) -> Parts | None:
+    def read(self, x: Tensor, slot: int, by_row: bool, image: bool) -> Any:
         """Read a contiguous tensor that has elements.
 
         Elements that are not finite are left out. In float32 the variance is right to 2e-6, also
@@ -114,43 +169,44 @@ class DeviceReader:
         Returns:
             Where its moments will stand; None for a tensor that must be read otherwise.
         """
-        address = x.data_ptr()
-        key = (x.dtype, x.shape, by_row, image, address % 16)
-        launch = self._launches.get(key)
+        known = self._again(x, slot, 0 if by_row else 1, image)
+        if known is not None:
+            return known
+        launch = self._launches.of(x, by_row, image and not by_row)
         if launch is None:
-            if not _suits(x, by_row):
-                return None
-            if len(self._launches) >= _KNOWN:
-                self._launches.clear()
-            launch = self._launches[key] = Launch(x, by_row, image)
-        parts = Parts(slot, launch, x.dtype)
-        with self._lock:
-            page = self._page_for(parts)
-            self._under_way += 1
+            return None
+        sizes = (launch.width, launch.rows, launch.parts, native.number_of(x.dtype))
+        parts, page = self._books.reserve(slot, *sizes)
         try:
-            parts.image = launch(x, address, page, parts.offset)
+            parts.image = launch(x, x.data_ptr(), page, parts.offset)
         except BaseException:
             columns = parts.parts * parts.width  # taken, and never written
             page.data[:, parts.offset : parts.offset + columns].zero_()
             raise
         finally:
-            with self._lock:
-                self._under_way -= 1
+            self._books.done()
         return parts
 
     @property
     def used(self) -> int:
         """Columns that were read into."""
-        return sum(page.used for page in self._pages)
+        books = self._books
+        return int(sum(page.used for page in books.pages[:-1]) + books.used)
 
-    def take(self) -> tuple[list[Parts], list[Page]]:
+    def take(self) -> tuple[list[Any], list[Page]]:
         """Take all readings and the pages that hold them; the next step gets others."""
-        with self._lock:
-            readings, self.readings = self.readings, []
-            pages, self._pages = self._pages, []
-            used = sum(page.used for page in pages)
-            self._size = max(_FIRST, used + used // 8)
-            self._reusable = not self._under_way
+        readings, pages, busy = self._books.take()
+        self._launches.settle()
+        used = sum(page.used for page in pages)
+        self._size[0] = max(_FIRST, used + used // 8)
+        self._reusable = not busy
+        start = 0
+        for page in pages:
+            end, filled = start, 0
+            while filled < page.used:
+                filled += readings[end].width * readings[end].parts
+                end += 1
+            page.readings, start = readings[start:end], end
         return readings, pages
 
     def give_back(self, pages: list[Page]) -> None:
@@ -159,33 +215,35 @@ class DeviceReader:
         What still reads it was launched before what will write to it, on the same stream.
         """
         if len(pages) == 1 and self._reusable:
-            page = pages[0]
-            page.used, page.readings = 0, []
-            self._spare = page
+            pages[0].readings = []
+            self._spare[:] = pages
 
     def clear(self) -> None:
         """Forget all readings."""
         self.give_back(self.take()[1])
 
-    def _page_for(self, parts: Parts) -> Page:
-        columns = parts.parts * parts.width
-        page = self._pages[-1] if self._pages else None
-        if page is None or page.used + columns > page.capacity:
-            page, self._spare = self._spare, None
-            if page is None or page.capacity < columns:
-                page = Page(max(self._size, columns), self.device)
-            self._pages.append(page)
-        parts.offset, parts.number = page.used, len(self.readings)
-        page.used += columns
-        page.readings.append(parts)
-        self.readings.append(parts)
-        return page
+
+def _books(device: torch.device, page_of: Callable[[int], Page], launches: Launches) -> Any:
+    if not native.built():
+        return _Books(page_of)
+    several = device.type == "cuda" and torch.cuda.device_count() > 1
+    index = -1 if device.index is None else device.index
+    image_of = partial(_image_of, device)
+    return native.on_device(index, page_of, image_of, launches.native, _unwritten, several)
 
 
-def _suits(x: Tensor, by_row: bool) -> bool:
-    rows = x.numel() // x.shape[-1 if by_row else 1]
-    places = 1 if by_row else rows // x.shape[0]
-    return x.dtype in _DTYPES and rows <= _LARGEST and places <= _LONGEST
+def _page_of(spare: list[Page], size: list[int], make: Callable[[int], Page], width: int) -> Page:
+    return native.next_page(spare, size, width, make)  # type: ignore[no-any-return]
+
+
+def _image_of(device: torch.device, width: int, run: int) -> Tensor:
+    return torch.empty((width, run), dtype=torch.float64, device=device)
+
+
+def _unwritten(page: Page, first: int, columns: int, error: int) -> None:
+    """The driver refused a launch; if the GPU is lost, the next op of the model says so."""
+    with suppress(Exception):
+        page.data[:, first : first + columns].zero_()
 
 
 class DeviceRecord:

@@ -2,7 +2,8 @@
 
 A launch through Triton binds and hashes its arguments anew each time, which costs more than the
 kernel runs for most layers. A :class:`Launch` is made once for tensors of one shape; from its
-second call on it runs the compiled kernel with the addresses alone.
+second call on it runs the compiled kernel with the addresses alone, and from the next step on the
+compiled reader does so by itself (:mod:`shiftscope.tally.driver`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Launch", "kernels"]
+from shiftscope.tally.driver import by_driver
+from shiftscope.tally.native import number_of, stream_of
+
+__all__ = ["Launch", "Launches", "kernels"]
 
 _THREADS, _UNROLL = 64, 8
 """Threads of a program, and loads of each that are on their way at once."""
@@ -23,8 +27,10 @@ _PROGRAMS = 1024
 _MOST_PARTS, _FEWEST_ROWS = 256, 128
 """Parts of a tensor, and rows of each: what is written stays far below what is read."""
 
-_stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-"""The current stream of a device, as its address; what code compiled by torch itself uses."""
+_LARGEST, _LONGEST = 2**30, 2**20
+"""Rows that are numbered in 32 bits, and positions of a sample that do not make too many parts."""
+_KNOWN = 2**12
+"""Shapes that are remembered."""
 
 
 def kernels() -> Any:
@@ -47,9 +53,13 @@ class Launch:
         rows: Rows behind each.
         parts: Runs of columns that are written, to be merged.
         places: Shape of the mean image; None without.
+        native: The same for the compiled reader; None where it cannot launch it, or not yet.
     """
 
     def __init__(self, x: Tensor, by_row: bool, image: bool) -> None:
+        self.native: Any = None
+        self._form = (tuple(x.shape), (number_of(x.dtype), int(not by_row), int(image)))
+        self._residue = x.data_ptr() % 16
         self.width = x.shape[-1 if by_row else 1]
         self.rows = x.numel() // self.width
         self.places: tuple[int, int] | None = None
@@ -61,6 +71,7 @@ class Launch:
             self._images(x, run, image)
         self._index = x.device.index
         self._elsewhere = x.is_cuda and torch.cuda.device_count() > 1
+        self._made: Any = None
         self._compiled: Any = None
 
     def _columns(self, x: Tensor) -> None:
@@ -121,15 +132,62 @@ class Launch:
                 enable_fp_fusion=True,
             )
             if made is not None:  # None from Triton's interpreter
-                self._compiled = made[self._grid]
+                self._made, self._compiled = made, made[self._grid]
             return
-        stream = _stream_of(self._index)
+        stream = stream_of(self._index)
         if self._by_row:
             compiled(address, page.address, page.capacity, offset, *self._sizes, stream=stream)
         else:
             place = page.address if image is None else image.data_ptr()
             rest = (page.capacity, offset, *self._sizes)
             compiled(address, page.address, place, *rest, stream=stream)
+
+    def settle(self) -> None:
+        """Let the compiled reader launch the kernel from now on, if it was compiled and it can."""
+        if self._made is not None and self.native is None:
+            names = ("x", "page") if self._by_row else ("x", "page", "image")
+            known = dict(zip(self._kernel.arg_names[len(names) + 2 :], self._sizes, strict=True))
+            run = 1 if self.places is None else self.places[1]
+            extent = (self.width, self.rows, self.parts, run)
+            form = (*self._form, self._residue, extent)
+            self.native = by_driver(self._made, self._grid, known, form)
+
+
+class Launches:
+    """The launches of a GPU, by the form of the tensors that they read."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Launch] = {}
+        self._new: list[Launch] = []
+
+    def of(self, x: Tensor, by_row: bool, image: bool) -> Launch | None:
+        """The one for a contiguous tensor; None for a tensor that must be read otherwise."""
+        key = (x.dtype, x.shape, by_row, image, x.data_ptr() % 16)
+        launch = self._known.get(key)
+        if launch is None and _suits(x, by_row):
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            launch = self._known[key] = Launch(x, by_row, image)
+            self._new.append(launch)
+        return launch
+
+    def native(self, x: Tensor, dtype: int, kind: int, image: int) -> Any:
+        """What the compiled reader asks for a tensor: one of a step before."""
+        known = self._known.get((x.dtype, x.shape, kind == 0, image == 1, x.data_ptr() % 16))
+        return None if known is None else known.native
+
+    def settle(self) -> None:
+        """A step has ended. Within a step all tensors of one form are read in one way."""
+        if self._new:
+            new, self._new = self._new, []
+            for launch in new:
+                launch.settle()
+
+
+def _suits(x: Tensor, by_row: bool) -> bool:
+    rows = x.numel() // x.shape[-1 if by_row else 1]
+    places = 1 if by_row else rows // x.shape[0]
+    return number_of(x.dtype) >= 0 and rows <= _LARGEST and places <= _LONGEST
 
 
 def _tile(x: Tensor) -> int:

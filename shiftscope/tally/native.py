@@ -21,7 +21,18 @@ try:
 except ImportError:  # no compiler where shiftscope was installed
     _native = None  # type: ignore[assignment]
 
-__all__ = ["EPS", "Columns", "Reader", "Record", "built"]
+__all__ = [
+    "EPS",
+    "Columns",
+    "Launch",
+    "Parts",
+    "Reader",
+    "Record",
+    "built",
+    "next_page",
+    "number_of",
+    "on_device",
+]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _FIRST = 2**14
@@ -31,6 +42,21 @@ EPS = tuple(float(torch.finfo(dtype).eps) for dtype in _DTYPES)
 
 Columns: Any = getattr(_native, "Columns", None)
 """Where the moments of one tensor stand: ``slot, number, width, rows, dtype, image``."""
+
+
+Parts: Any = getattr(_native, "Parts", None)
+"""The same of a tensor on a GPU: ``parts`` runs of ``width`` columns from ``offset`` on."""
+Launch: Any = getattr(_native, "Launch", None)
+"""A kernel that the reader of a GPU launches by itself."""
+
+
+stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+"""The current stream of a device, as its address; what code compiled by torch itself uses."""
+
+
+def number_of(dtype: torch.dtype) -> int:
+    """The number the compiled part knows a dtype by; -1 for one that is read otherwise."""
+    return _DTYPES.index(dtype) if dtype in _DTYPES else -1
 
 
 def built() -> bool:
@@ -146,7 +172,7 @@ class Reader:
             _DTYPES,
             torch.strided,
             (Tensor, torch.nn.Parameter),
-            lambda width: _next_page(spare, size, width),
+            lambda width: next_page(spare, size, width, Record),
             lambda width, run: torch.empty((width, run), dtype=torch.float64, device="cpu"),
             torch.get_num_threads,
         )
@@ -190,10 +216,30 @@ class Reader:
         self.give_back(self.take()[1])
 
 
-def _next_page(spare: list[Record], size: list[int], width: int) -> Record:
+def on_device(
+    index: int, page_of: Any, image_of: Any, launch_of: Any, failed: Any, several: bool
+) -> Any:
+    """The compiled reader of a GPU, which launches the kernels that read.
+
+    Args:
+        index: Number of the GPU.
+        page_of: Columns -> a page that has as many.
+        image_of: Memory for a mean image of some shape.
+        launch_of: Tensor, dtype, kind, image -> :data:`Launch`, or None where Python has to read.
+        failed: Page, first column, columns, error of the driver: they were not written.
+        several: Whether there are other GPUs, one of which may be the current one.
+    """
+    current = torch._C._cuda_getDevice if several else None
+    return _native.Reader(
+        *(_DTYPES, torch.strided, (Tensor, torch.nn.Parameter), page_of, image_of, int),
+        (index, launch_of, stream_of, current, failed),
+    )
+
+
+def next_page(spare: list[Any], size: list[int], width: int, make: Any) -> Any:
     """A page that was used before, if it is large enough, or a new one."""
     while spare:
         page = spare.pop()
         if page.capacity >= width:
             return page
-    return Record(max(size[0], width))
+    return make(max(size[0], width))

@@ -10,7 +10,7 @@ import torch
 from tally_support import interpret_triton, naive
 from torch import Tensor
 
-from shiftscope.tally import device
+from shiftscope.tally import device, launches, native
 from shiftscope.tally.device import DeviceReader, DeviceRecord
 from shiftscope.tally.launches import Launch
 
@@ -26,6 +26,15 @@ pytestmark = [  # the interpreter computes with numpy
 @pytest.fixture(autouse=True)
 def interpreter() -> None:
     interpret_triton()
+
+
+@pytest.fixture(params=["compiled", "python"])
+def books(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the compiled part and without."""
+    if request.param == "python":
+        monkeypatch.setattr(native, "built", lambda: False)
+    elif not native.built():
+        pytest.skip("the compiled part was not built: no C compiler at installation")
 
 
 def record_of(reader: DeviceReader, **options: Any) -> tuple[Tensor, list[Any]]:
@@ -103,6 +112,7 @@ def test_a_spread_far_below_the_mean_and_an_outlier_in_front(ratio: float) -> No
     np.testing.assert_allclose(data[2] / 500, x.double().var(0, unbiased=False), rtol=2e-6)
 
 
+@pytest.mark.usefixtures("books")
 def test_many_tensors_pages_and_steps() -> None:
     torch.manual_seed(0)
     reader = DeviceReader(CPU)
@@ -113,7 +123,7 @@ def test_many_tensors_pages_and_steps() -> None:
         for slot, (x, (_, by_row)) in enumerate(zip(tensors, shapes, strict=True)):
             reader.read(x, slot, by_row, False)
         assert reader.used == 39010
-        pages.append([page.data for page in reader._pages])
+        pages.append([page.data for page in reader._books.pages])
         data, readings = record_of(reader)
         assert [r.slot for r in readings] == [0, 1, 2, 3]
         assert reader.used == 0
@@ -163,6 +173,7 @@ def test_steps_are_averaged_and_the_first_loss_is_kept() -> None:
     assert record.data[3].tolist() == [-1.0, 9.0, -1.0]
 
 
+@pytest.mark.usefixtures("books")
 def test_a_failed_read_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(40, 3)
     reader = DeviceReader(CPU)
@@ -181,21 +192,23 @@ def test_a_failed_read_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) ->
     assert not data[2, 3:].any()
 
 
+@pytest.mark.usefixtures("books")
 def test_what_is_not_read() -> None:
     reader = DeviceReader(CPU)
     assert reader.read(torch.ones(3, 2, dtype=torch.int32), 0, True, False) is None
     assert reader.read(torch.empty(1, 2, 2**20 + 1), 0, False, False) is None
-    assert reader.readings == []
+    assert reader.take() == ([], [])
     assert not device.usable(CPU)
     assert not device.usable(torch.device("meta"))
 
 
+@pytest.mark.usefixtures("books")
 def test_shapes_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_KNOWN", 3)
+    monkeypatch.setattr(launches, "_KNOWN", 3)
     reader = DeviceReader(CPU)
     for rows in range(2, 9):
         reader.read(torch.full((rows, 2), 3.0), 0, True, False)
-        assert len(reader._launches) <= 3
+        assert len(reader._launches._known) <= 3
     data, _ = record_of(reader)
     assert data[1].unique().tolist() == [3.0]
 
