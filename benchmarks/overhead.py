@@ -22,7 +22,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -100,23 +100,6 @@ def ss_probe(work: Workload, **options: Any) -> ss.Probe:
     return probe
 
 
-def sampled(work: Workload) -> Step:
-    """One window: the recording alone."""
-    ss_probe(work, every=50)
-    return work.step
-
-
-def windows(work: Workload) -> Step:
-    """With the default windows, one of which ends in each block that is timed."""
-    ss_probe(work, every=50, window=None)
-    return work.step
-
-
-def block(work: Workload) -> Step:
-    """Bare, timed in blocks as long as those of :func:`sampled`."""
-    return work.step
-
-
 ROWS: dict[str, Callable[[Workload], Step]] = {
     "A/A": bare,
     "hooks that do nothing": empty,
@@ -124,12 +107,10 @@ ROWS: dict[str, Callable[[Workload], Step]] = {
     "shiftscope, attached and idle": idle,
     "shiftscope, detached": detached,
 }
-IN_BLOCKS: dict[str, Callable[[Workload], Step]] = {
-    "A/A, 100 steps": block,
-    "shiftscope, 1 step in 50": sampled,
-    "shiftscope, 1 step in 50 and the ends of windows": windows,
+SAMPLED = {
+    "shiftscope, 1 step in 50": {"every": 50},
+    "shiftscope, 1 step in 50 and the ends of windows": {"every": 50, "window": None},
 }
-"""On a GPU, in blocks of 100 steps: the span of a window."""
 
 
 def ratio(run: Step, base: Step, pairs: int, device: str, steps: int) -> dict[str, float]:
@@ -208,16 +189,41 @@ def budgeted(name: str, steps: int, device: str, dtype: torch.dtype) -> dict[str
     }
 
 
+def sampled(name: str, row: str, device: str, dtype: torch.dtype, groups: int) -> dict[str, Any]:
+    """One step in 50, and beside it a bare copy, both against another bare one.
+
+    The three take turns of ten steps; a group is 50 steps of each, one of which is recorded. Both
+    ratios are means over groups, with their standard errors.
+    """
+    base, work, again = (build(name, device, dtype) for _ in range(3))
+    for _ in range(4):
+        for copy in (base, work, again):
+            copy.step()
+    probe, ratios, bare_ratios = ss_probe(work, **SAMPLED[row]), [], []
+    for _ in range(50):
+        work.step()  # the first recorded step compiles, and plans
+    for _ in range(groups):
+        taken = [[clock(copy.step, device, 10) for copy in (base, work, again)] for _ in range(5)]
+        one, watched, two = (sum(times) for times in zip(*taken, strict=True))
+        ratios.append(2 * watched / (one + two))
+        bare_ratios.append(two / one)
+    told = dict(probe.overhead)
+    probe.detach()
+    found: dict[str, Any] = {"what": name, "row": row, "groups": groups, "overhead": told}
+    for key, values in (("ratio", ratios), ("bare_ratio", bare_ratios)):
+        found[f"{key}_mean"] = statistics.mean(values)
+        found[f"{key}_se"] = statistics.stdev(values) / len(values) ** 0.5
+    return found
+
+
 def measured(
     name: str, row: str, make: Callable[[Workload], Step], pairs: int, device: str, dtype: Any
 ) -> dict[str, Any]:
     base, other = build(name, device, dtype), build(name, device, dtype)
     found: dict[str, Any] = {"what": name, "row": row, "pairs": pairs}
     steps = 1 if device == "cpu" else 10
-    if row in IN_BLOCKS:
-        steps, found["pairs"] = 100, max(3, pairs // 2)
     try:
-        found |= ratio(make(other), base.step, found["pairs"], device, steps)
+        found |= ratio(make(other), base.step, pairs, device, steps)
         if device == "cuda" and make is every_step:
             found |= floor(read_in(other), found["ms"] - found["bare_ms"])
             found |= profiled(other.step)
@@ -233,33 +239,37 @@ def read_in(work: Workload) -> list[int]:
     (recorder,) = probe._phases.recorders.values()
     read = {id(found): found for _, found in recorder._pending}.values()
     work.optimizer.step()
-    return [r.rows * r.width * (4, 8, 2, 2)[r.dtype] for r in read if isinstance(r, Parts)]
+    return [r.rows * r.width * (4, 8, 2, 2)[r.dtype] for r in read if type(r) is Parts]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| workload | row | ratio | quartiles | ms | bare ms |", "|" + "---|" * 6]
-    for r in rows:
-        head = f"| {r['what']} | {r['row']} |"
-        if "ratio" in r:
-            spread = f"{r['ratio_q25']:.3f}..{r['ratio_q75']:.3f}"
-            lines.append(
-                f"{head} {r['ratio']:.3f} | {spread} | {r['ms']:.2f} | {r['bare_ms']:.2f} |"
+HEAD = "| workload | row | ratio | quartiles | ms | bare ms |\n" + "|" + "---|" * 6
+
+
+def line(r: dict[str, Any]) -> str:
+    """A row of the table, and one more for the floor."""
+    head = f"| {r['what']} | {r['row']} |"
+    if "ratio_mean" in r:
+        return (
+            f"{head} {r['ratio_mean']:.4f} ± {r['ratio_se']:.4f} | bare copies "
+            f"{r['bare_ratio_mean']:.4f} ± {r['bare_ratio_se']:.4f} | | |"
+        )
+    if "ratio" in r:
+        spread = f"{r['ratio_q25']:.3f}..{r['ratio_q75']:.3f}"
+        told = f"{head} {r['ratio']:.3f} | {spread} | {r['ms']:.2f} | {r['bare_ms']:.2f} |"
+        if "floor_ms" in r:
+            told += (
+                f"\n| {r['what']} | floor: {r['stream_mb']:.0f} MB, {r['tensors_read']} tensors "
+                f"| {r['added_over_floor']:.2f} | {r['profile']} | {r['floor_ms']:.3f} | |"
             )
-            if "floor_ms" in r:
-                lines.append(
-                    f"| {r['what']} | floor: {r['stream_mb']:.0f} MB, {r['tensors_read']} tensors "
-                    f"| {r['added_over_floor']:.2f} | {r['profile']} | {r['floor_ms']:.3f} | |"
-                )
-        elif "overhead" in r:
-            told = r["overhead"]
-            share = f"{told['steps_recorded']} steps recorded: {r['recording_share']:.4f}"
-            lines.append(
-                f"{head} {r['total_ratio']:.3f} | bare {r['total_ratio_of_bare_copies']:.3f}, "
-                f"{share}, by itself {told['overhead_share']:.4f} | | |"
-            )
-        else:
-            lines.append(f"{head} not measured: {r['skipped']} | | | |")
-    return "\n".join(lines)
+        return told
+    if "overhead" in r:
+        told = r["overhead"]
+        share = f"{told['steps_recorded']} steps recorded: {r['recording_share']:.4f}"
+        return (
+            f"{head} {r['total_ratio']:.3f} | bare {r['total_ratio_of_bare_copies']:.3f}, "
+            f"{share}, by itself {told['overhead_share']:.4f} | | |"
+        )
+    return f"{head} not measured: {r['skipped']} | | | |"
 
 
 def about(device: str, dtype: torch.dtype, load: float) -> dict[str, Any]:
@@ -294,6 +304,7 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=NAMES, default=["mlp", "gpt", "resnet"])
     parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs a row")
     parser.add_argument("--rows", nargs="+", help="names of the rows wanted; default: all")
+    parser.add_argument("--groups", type=int, default=6, help="groups of 50 steps for 1 in 50")
     parser.add_argument("--budget-steps", type=int, default=300, help="0: leave that row out")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -301,22 +312,37 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     dtype, load, rows = getattr(torch, options.dtype), os.getloadavg()[0], []
+    print(HEAD)
+    for row in wanted(options, dtype):
+        rows.append(row)
+        print(line(row), flush=True)
+        if options.out:  # after each row: a run that is cut short keeps what it measured
+            write(options.out, options.device, about(options.device, dtype, load), rows)
+    print(json.dumps(about(options.device, dtype, load), indent=1))
+
+
+def wanted(options: argparse.Namespace, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """Measure the rows that are asked for."""
+    device = options.device
     for name in options.workloads:
-        more = IN_BLOCKS if options.device == "cuda" else {}
-        for row, make in {**ROWS, **more, **PEERS}.items():
+        for row, make in {**ROWS, **PEERS}.items():
             if not options.rows or row in options.rows:
-                rows.append(measured(name, row, make, options.pairs, options.device, dtype))
+                yield measured(name, row, make, options.pairs, device, dtype)
+        for row in SAMPLED:
+            if row in (options.rows or (SAMPLED if device == "cuda" else ())):
+                yield sampled(name, row, device, dtype, options.groups)
         if options.budget_steps:
-            rows.append(budgeted(name, options.budget_steps, options.device, dtype))
-    print(table(rows))
-    now, told = datetime.now(UTC), about(options.device, dtype, load)
-    print(json.dumps(told, indent=1))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"overhead-{options.device}-{options.dtype}-{now:%Y-%m-%d}.json"
-        content = {"date": now.isoformat(timespec="seconds"), **told, "rows": rows}
-        path.write_text(json.dumps(joined(path, content), indent=1) + "\n")
-        print(path)
+            yield budgeted(name, options.budget_steps, device, dtype)
+
+
+def write(folder: Path, device: str, told: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """The dated result."""
+    now = datetime.now(UTC)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = told["dtype"].removeprefix("torch.")
+    path = folder / f"overhead-{device}-{dtype}-{now:%Y-%m-%d}.json"
+    content = {"date": now.isoformat(timespec="seconds"), **told, "rows": rows}
+    path.write_text(json.dumps(joined(path, content), indent=1) + "\n")
 
 
 def joined(path: Path, content: dict[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,15 @@
 * ``resnet``: ResNet-18 as used for CIFAR (3 x 3 stem, no pooling), batch 32.
 * ``wide``: 4 hidden layers of 4096 GELU units, batch 8192; for CUDA: its streams do not fit into
   the second-level cache of a GPU.
+* ``gpt large`` and ``resnet large``: such networks as they are trained on a GPU, whose kernels
+  keep it busy: 8 layers of width 1024, 16 heads, 1024 tokens, batch 8; ResNet-18, batch 1024.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +27,7 @@ import shiftscope as ss
 
 __all__ = ["NAMES", "Workload", "build"]
 
-NAMES = ("mlp", "gpt", "resnet", "wide")
+NAMES = ("mlp", "gpt", "resnet", "wide", "gpt large", "resnet large")
 
 
 @dataclass
@@ -95,11 +98,18 @@ class _Block(nn.Module):
 
 
 class _Gpt(nn.Module):
-    def __init__(self, vocabulary: int = 512, width: int = 256, tokens: int = 128) -> None:
+    def __init__(
+        self,
+        layers: int = 6,
+        vocabulary: int = 512,
+        width: int = 256,
+        tokens: int = 128,
+        heads: int = 8,
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
         self.place = nn.Parameter(0.02 * torch.randn(tokens, width))
-        self.blocks = nn.ModuleList(_Block(width, 8) for _ in range(6))
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -113,6 +123,11 @@ class _Gpt(nn.Module):
 def _gpt() -> tuple[nn.Module, Tensor, Tensor]:
     ids = torch.randint(512, (8, 129))
     return _Gpt(), ids[:, :-1], ids[:, 1:]
+
+
+def _gpt_large() -> tuple[nn.Module, Tensor, Tensor]:
+    ids = torch.randint(512, (8, 1025))
+    return _Gpt(8, width=1024, tokens=1024, heads=16), ids[:, :-1], ids[:, 1:]
 
 
 class _Residual(nn.Module):
@@ -134,14 +149,14 @@ class _Residual(nn.Module):
         return result
 
 
-def _resnet() -> tuple[nn.Module, Tensor, Tensor]:
+def _resnet(batch: int = 32) -> tuple[nn.Module, Tensor, Tensor]:
     blocks: list[nn.Module] = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
     inputs = 64
     for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
         blocks += [_Residual(inputs, width, stride), _Residual(width, width, 1)]
         inputs = width
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)]
-    return nn.Sequential(*blocks, *head), torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
+    return nn.Sequential(*blocks, *head), torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
 
 
 def _wide() -> tuple[nn.Module, Tensor, Tensor]:
@@ -157,4 +172,6 @@ _MAKERS: dict[str, Callable[[], tuple[nn.Module, Any, Any]]] = {
     "gpt": _gpt,
     "resnet": _resnet,
     "wide": _wide,
+    "gpt large": _gpt_large,
+    "resnet large": partial(_resnet, 1024),
 }
