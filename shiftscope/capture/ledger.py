@@ -383,6 +383,9 @@ def _count(events: Sequence[Event]) -> None:
             state.arrived += 1
             state.shares_due += 1
             state.shares += 1
+        elif what == "called, hooked":  # nearly all others
+            state.calls += 1
+            state.hooked += 1
         else:
             for name in _COUNTERS[what]:
                 setattr(state, name, getattr(state, name) + 1)

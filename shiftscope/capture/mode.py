@@ -12,7 +12,10 @@ from torch.overrides import TorchFunctionMode
 from shiftscope.capture.sites import Frame
 from shiftscope.capture.trail import Trail
 
-__all__ = ["Handler", "Mode", "Run", "remember"]
+__all__ = ["Handler", "Mode", "Run", "remember", "transforms"]
+
+transforms = torch._C._functorch.peek_interpreter_stack
+"""The innermost transform of ``torch.func`` (vmap, grad) in force; None without."""
 
 Handler = Callable[[Any, Frame, Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -78,7 +81,7 @@ class Mode(TorchFunctionMode):
 
     def _handle(self, handler: Handler, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         run, stack = self.run, self.run.stack
-        if not stack or torch._C._functorch.peek_interpreter_stack() is not None:
+        if not stack or transforms() is not None:
             return func(*args, **kwargs)
         frame = stack[-1]
         try:

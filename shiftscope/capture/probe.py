@@ -31,7 +31,7 @@ from shiftscope.capture.hooks import (
     unused_key,
 )
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
-from shiftscope.capture.mode import Handler, Mode, Run, remember
+from shiftscope.capture.mode import Handler, Mode, Run, remember, transforms
 from shiftscope.capture.module_kinds import has_fast_path, is_single, takes_fast_path
 from shiftscope.capture.neuron_dims import neurons_lie
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
@@ -167,7 +167,7 @@ class Attachment:
 
     def enter(self, hook: Enter, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A module begins its forward."""
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if transforms() is not None:
             self.passed.setdefault(hook.path, _TRANSFORMED)
             return
         try:

@@ -22,6 +22,7 @@ from shiftscope.capture import device_reader, lean
 from shiftscope.capture.readings import IMAGE, ROWS
 from shiftscope.capture.recorder import Settings
 from shiftscope.record import SiteInfo
+from shiftscope.tally import launches, native
 
 pytestmark = [
     pytest.mark.cuda,
@@ -132,6 +133,34 @@ def test_readings_are_those_of_float64(
                 want = x.double().mean(0).flatten(1)
                 means = found.image.cpu().reshape(want.shape)
                 torch.testing.assert_close(means, want, rtol=tight, atol=tight)
+
+
+@pytest.mark.skipif(not native.built(), reason="the compiled part was not built")
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_from_the_second_step_on_kernels_are_launched_by_the_driver(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    model, x = make().cuda(), torch.randn(shape, device="cuda")
+    through_triton: list[int] = []
+    run = launches.Launch._run
+    monkeypatch.setattr(
+        launches.Launch, "_run", lambda self, *args: (through_triton.append(1), run(self, *args))
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    calls = []
+    with ss.watch(model, optimizer, every=1, window=1) as probe:
+        for _ in range(4):
+            _step(model, optimizer, x)
+            calls.append(len(through_triton))
+    frames = [window.snapshot.neurons for window in probe.trace]
+    assert calls[0] > 0
+    assert calls[2:] == [calls[1]] * 2  # what asks for a mean image does so from the second on
+    for later in frames[1:]:
+        for column in COLUMNS:
+            one, other = frames[0][column].to_numpy(), later[column].to_numpy()
+            np.testing.assert_allclose(other, one, rtol=1e-9, atol=0.0, err_msg=column)
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e-21, 1e-30, 1e-38, 1e-41, 1e-44])
