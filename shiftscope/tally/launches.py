@@ -18,8 +18,11 @@ from shiftscope.tally.native import number_of, stream_of
 
 __all__ = ["Launch", "Launches", "kernels"]
 
-_THREADS, _UNROLL = 64, 8
-"""Threads of a program, and loads of each that are on their way at once."""
+_THREADS = 64
+"""Threads of a program."""
+_LOADS = {8: (2, 8), 4: (4, 8), 2: (4, 16)}
+"""Elements of a load, and loads of a thread that are on their way at once, by bytes an element:
+loads of 8 elements would need registers that more programs can use better."""
 _LINE = 64
 """Columns of a tile: a whole number of cache lines for each row."""
 _PROGRAMS = 1024
@@ -191,14 +194,20 @@ def _suits(x: Tensor, by_row: bool) -> bool:
 
 
 def _tile(x: Tensor) -> int:
-    """Elements that a program loads at once: four for each thread, of 16 bytes at most."""
-    return _THREADS * min(4, 16 // x.element_size())
+    """Elements of a tile: what a program loads at once."""
+    return _THREADS * _LOADS[x.element_size()][0]
 
 
 def _cut(x: Tensor, width: int, rows: int) -> tuple[int, int, int]:
-    """Rows of a tile, tiles that are loaded at once, and how many such turns all rows need."""
+    """Rows of a tile, tiles on their way at once, and how many such turns all rows need.
+
+    The last turn is read more slowly if rows do not fill it: it should be a small share.
+    """
     height = max(1, _tile(x) // width)
-    unroll = min(_UNROLL, _power(-(-rows // height)))
+    tiles = -(-rows // height)
+    unroll = min(_LOADS[x.element_size()][1], _power(tiles))
+    while unroll > 4 and rows % (height * unroll) > rows // 4:
+        unroll //= 2
     return height, unroll, -(-rows // (height * unroll))
 
 

@@ -1,9 +1,13 @@
 """Triton kernels: moments of the columns of a tensor on a GPU, each element read once.
 
 Imported by :mod:`shiftscope.tally.launches` alone, and only where a tensor on a GPU is to be read.
-A program sums differences to one element of each of its columns (the pivot) and their squares in
-double: a spread far below the mean keeps its digits, squares of 1e-44 do not vanish, and an outlier
-at the pivot does no harm. Its parts are merged as Chan, Golub and LeVeque (1983) do.
+A few elements of a column that are loaded at once make a block. Blocks are summed in float32, as
+differences to the mean of their first two elements and their squares, and added up in double, as
+differences to one element of the column (the pivot). Float32 rounds on the scale of the spread in
+a block: a spread far below the mean keeps its digits, and an outlier does no harm, at the pivot or
+elsewhere. Where something is not finite, or squares are too large or too small for float32, the
+program reads again, each element in double; so are rows read that do not fill a turn. Parts are
+merged as Chan, Golub and LeVeque (1983) do.
 
 Triton reads annotations as types of its own; ``x`` is a pointer, other arguments are whole numbers.
 """
@@ -16,51 +20,143 @@ import triton.language as tl
 __all__ = ["merge_parts", "read_columns", "read_images"]
 
 _INFINITE = tl.constexpr(float("inf"))
+_BLOCK = tl.constexpr(8)
+"""Elements of a block: the sum of more would lose digits in float32."""
+_SCALE = tl.constexpr(2.0**32)
+"""Differences are multiplied by it: from 1e-25 to 1e9 they have squares in float32."""
+_TINY = tl.constexpr(2.0**-166)
+"""A variance below it comes of squares below 2**-102 (scaled), so near to the least of float32
+(2**-126) that what is lost there could be seen."""
+_MOVED = tl.constexpr(2.0**-150)
+"""Added to the (scaled) squares of a column that is not constant: they may all have vanished."""
 
 
 @triton.jit
-def _pivot(at, inside, DOUBLE: tl.constexpr):
-    """The elements there, 0 where they are not finite."""
-    value = tl.load(at, mask=inside, other=0.0)
-    value = value.to(tl.float64) if DOUBLE else value.to(tl.float32)
+def _pivot(at, inside):
+    """The elements there in double, 0 where they are not finite."""
+    value = tl.load(at, mask=inside, other=0.0).to(tl.float64)
     return tl.where(tl.abs(value) < _INFINITE, value, 0.0)
 
 
 @triton.jit
-def _sums(
-    x, column, inside, pivot, rows, stride, first, step, CHECKED: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr, DOUBLE: tl.constexpr,
-):  # fmt: skip
-    """Number, sum and sum of squares of ``x - pivot`` over rows, ``[1, WIDTH]`` in double.
+def _tile(x, place, inside):
+    """Elements in float32; anything where not inside."""
+    return tl.load(x + place, mask=inside).to(tl.float32)
 
-    Tiles of rows are taken in turns of ``step``; UNROLL of them are on their way at once.
-    Elements that are not finite are left out if CHECKED, else they make the squares not finite.
+
+@triton.jit
+def _swiftly(
+    x, place, inside, pivot, stride, first, turns, step,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Sums of ``x - pivot`` and of its squares over full turns, ``[1, WIDTH]`` in double.
+
+    Squares are not finite where an element is not; they are 0 for a constant column alone.
     """
-    number = 0
+    BLOCK: tl.constexpr = UNROLL if UNROLL < _BLOCK else _BLOCK
+    one = tl.zeros([ROWS, WIDTH], tl.float64)
+    two = tl.zeros([ROWS, WIDTH], tl.float64)
+    moved = tl.zeros([ROWS, WIDTH], tl.int32)
+    place += tl.arange(0, ROWS)[:, None].to(tl.int64) * stride
+    pivot *= _SCALE
+    further = tl.cast(stride, tl.int64) * ROWS
+    for turn in range(first, turns, step):
+        at = x + turn * (further * UNROLL)
+        for start in tl.static_range(0, UNROLL, BLOCK):
+            value = _tile(at + start * further, place, inside)
+            following = _tile(at + (start + 1) * further, place, inside)
+            middle = (value + following) * (0.5 * _SCALE)
+            away = value * _SCALE - middle
+            ones, twos = away, away * away
+            moved |= away.to(tl.int32, bitcast=True)
+            for k in tl.static_range(1, BLOCK):
+                if k > 1:
+                    following = _tile(at + (start + k) * further, place, inside)
+                away = following * _SCALE - middle
+                ones += away
+                twos += away * away
+                moved |= away.to(tl.int32, bitcast=True)
+            ones = ones.to(tl.float64)
+            shift = middle.to(tl.float64) - pivot
+            total = ones + shift * BLOCK
+            one += total
+            two += twos.to(tl.float64) + shift * (total + ones)
+    two += tl.where((moved & 0x7FFFFFFF) != 0, _MOVED, 0.0)  # -0.0 is 0.0
+    one = tl.sum(one, axis=0, keep_dims=True) * (1.0 / _SCALE)
+    two = tl.sum(two, axis=0, keep_dims=True) * (1.0 / (_SCALE * _SCALE))
+    return tl.where(inside, one, 0.0), tl.where(inside, two, 0.0)
+
+
+@triton.jit
+def _exactly(
+    x, place, inside, pivot, rows, stride, first, turns, step,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Number, sum and sum of squares of ``x - pivot`` where it is finite, each in double."""
     count = tl.zeros([ROWS, WIDTH], tl.int32)
     one = tl.zeros([ROWS, WIDTH], tl.float64)
     two = tl.zeros([ROWS, WIDTH], tl.float64)
-    nothing = pivot.to(x.dtype.element_ty)  # an element, or 0: exact
     lane = tl.arange(0, ROWS)[:, None]
-    place = lane.to(tl.int64) * stride + column
-    for start in range(first * ROWS * UNROLL, rows, step * ROWS * UNROLL):
-        number += tl.minimum(rows - start, ROWS * UNROLL)
+    place += lane.to(tl.int64) * stride
+    further = tl.cast(stride, tl.int64) * ROWS
+    for turn in range(first, turns, step):
+        at = x + turn * (further * UNROLL)
         for k in tl.static_range(UNROLL):
-            row = start + k * ROWS
-            keep = (row + lane < rows) & inside
-            here = tl.cast(row, tl.int64) * stride
-            value = tl.load(x + here + place, mask=keep, other=nothing)
-            away = (value.to(tl.float64) if DOUBLE else value.to(tl.float32)) - pivot
-            if CHECKED:
-                finite = keep & (tl.abs(away) < _INFINITE)  # not a NaN either
-                away = tl.where(finite, away, 0.0)
-                count += finite.to(tl.int32)
-            away = away.to(tl.float64)
+            keep = ((turn * UNROLL + k) * ROWS + lane < rows) & inside
+            value = tl.load(at + k * further + place, mask=keep, other=0.0)
+            away = value.to(tl.float64) - pivot
+            finite = keep & (tl.abs(away) < _INFINITE)  # not a NaN either
+            away = tl.where(finite, away, 0.0)
+            count += finite.to(tl.int32)
             one += away
             two += away * away
-    counted = tl.sum(count, axis=0, keep_dims=True) if CHECKED else tl.where(inside, number, 0)
-    counted = counted.to(tl.float64)
-    return counted, tl.sum(one, axis=0, keep_dims=True), tl.sum(two, axis=0, keep_dims=True)
+    number = tl.sum(count, axis=0, keep_dims=True).to(tl.float64)
+    return number, tl.sum(one, axis=0, keep_dims=True), tl.sum(two, axis=0, keep_dims=True)
+
+
+@triton.jit
+def _doubtful(number, one, two):
+    """1 where squares were not finite, or so small that float32 may have lost some, else 0."""
+    m2 = two - one * one / tl.maximum(number, 1.0)
+    large = (two < _INFINITE) & (m2 >= _TINY * number)
+    return tl.where(large | (two == 0.0), 0, 1)
+
+
+@triton.jit
+def _read(
+    x, place, inside, pivot, rows, stride, part, parts, TOGETHER: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
+    """Number, sum and sum of squares of ``x - pivot`` over the rows of a part, ``[1, WIDTH]``.
+
+    The rows are taken in turns, by the parts one after another. If TOGETHER, all places belong to
+    one neuron.
+    """
+    FULL: tl.constexpr = ROWS * UNROLL
+    turns = tl.cdiv(rows, FULL)
+    if DOUBLE or UNROLL == 1:
+        count, one, two = _exactly(
+            x, place, inside, pivot, rows, stride, part, turns, parts, ROWS, WIDTH, UNROLL
+        )
+    else:
+        full = rows // FULL
+        one, two = _swiftly(x, place, inside, pivot, stride, part, full, parts, ROWS, WIDTH, UNROLL)
+        count = tl.where(inside, tl.cdiv(full - part, parts) * FULL, 0).to(tl.float64)
+        if TOGETHER:
+            doubt = _doubtful(tl.sum(count), tl.sum(one), tl.sum(two))
+        else:
+            doubt = tl.max(_doubtful(count, one, two))
+        mine = (full < turns) & (full % parts == part)
+        # A loop of one turn at most: carrying tensors through an ``if`` breaks Triton 3.6.
+        for _ in range(tl.where(mine, 1, doubt)):
+            first = tl.where(doubt > 0, part, full)
+            number, ones, twos = _exactly(
+                x, place, inside, pivot, rows, stride, first, turns, parts, ROWS, WIDTH, UNROLL
+            )
+            count = number + tl.where(doubt > 0, 0.0, count)
+            one = ones + tl.where(doubt > 0, 0.0, one)
+            two = twos + tl.where(doubt > 0, 0.0, two)
+    return count, one, two
 
 
 @triton.jit
@@ -69,17 +165,8 @@ def _store(at, capacity, inside, count, one, two, pivot):
     share = 1.0 / tl.maximum(count, 1.0)
     m2 = tl.maximum(two - one * one * share, 0.0)
     tl.store(at, count, mask=inside)
-    tl.store(at + capacity, pivot.to(tl.float64) + one * share, mask=inside)
+    tl.store(at + capacity, pivot + one * share, mask=inside)
     tl.store(at + 2 * tl.cast(capacity, tl.int64), m2, mask=inside)
-
-
-@triton.jit
-def _some_lost(two, WIDTH: tl.constexpr):
-    """1 where some squares are not finite, else 0.
-
-    It is the number of turns of a loop: carrying tensors through an ``if`` breaks Triton 3.6.
-    """
-    return (tl.sum((two < _INFINITE).to(tl.int32)) < WIDTH).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["capacity", "offset", "rows", "parts"])
@@ -91,29 +178,12 @@ def read_columns(
     column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)[None, :]
     part = tl.program_id(1)
     inside = column < width
-    begin = (part * ROWS * UNROLL).to(tl.int64) * width
-    pivot = _pivot(x + begin + column, inside, DOUBLE)
-    at = page + offset + part.to(tl.int64) * width + column
-    count, one, two = _sums(
+    pivot = _pivot(x + (part * ROWS * UNROLL).to(tl.int64) * width + column, inside)
+    count, one, two = _read(
         x, column, inside, pivot, rows, width, part, parts, False, ROWS, WIDTH, UNROLL, DOUBLE
     )
+    at = page + offset + part.to(tl.int64) * width + column
     _store(at, capacity, inside, count, one, two, pivot)
-    for _ in range(_some_lost(two, WIDTH)):  # then each element is checked
-        count, one, two = _sums(
-            x, column, inside, pivot, rows, width, part, parts, True, ROWS, WIDTH, UNROLL, DOUBLE
-        )
-        _store(at, capacity, inside, count, one, two, pivot)
-
-
-@triton.jit
-def _store_image(
-    at, capacity, image, inside, count, one, two, pivot, IMAGE: tl.constexpr
-):  # fmt: skip
-    """Write the moments over all places, and with IMAGE the means at each of them."""
-    if IMAGE:
-        mean = pivot.to(tl.float64) + one / tl.maximum(count, 1.0)
-        tl.store(image, mean, mask=inside)
-    _store(at, capacity, True, tl.sum(count), tl.sum(one), tl.sum(two), pivot)
 
 
 @triton.jit(do_not_specialize=["capacity", "offset", "samples", "width", "parts"])
@@ -132,19 +202,16 @@ def read_images(
     inside = place < run
     stride = width.to(tl.int64) * run
     x += channel.to(tl.int64) * run
-    image += channel.to(tl.int64) * run + place
-    pivot = _pivot(x + (part * ROWS * UNROLL).to(tl.int64) * stride, True, DOUBLE)
+    pivot = _pivot(x + (part * ROWS * UNROLL).to(tl.int64) * stride, True)
+    count, one, two = _read(
+        x, place, inside, pivot, samples, stride, part, parts, True, ROWS, WIDTH, UNROLL, DOUBLE
+    )
+    if IMAGE:
+        mean = pivot + one / tl.maximum(count, 1.0)
+        tl.store(image + channel.to(tl.int64) * run + place, mean, mask=inside)
     number = (tl.program_id(1) * parts + part).to(tl.int64)
     at = page + offset + number * width + channel
-    count, one, two = _sums(
-        x, place, inside, pivot, samples, stride, part, parts, False, ROWS, WIDTH, UNROLL, DOUBLE
-    )
-    _store_image(at, capacity, image, inside, count, one, two, pivot, IMAGE)
-    for _ in range(_some_lost(two, WIDTH)):  # then each element is checked
-        count, one, two = _sums(
-            x, place, inside, pivot, samples, stride, part, parts, True, ROWS, WIDTH, UNROLL, DOUBLE
-        )
-        _store_image(at, capacity, image, inside, count, one, two, pivot, IMAGE)
+    _store(at, capacity, True, tl.sum(count), tl.sum(one), tl.sum(two), pivot)
 
 
 @triton.jit(do_not_specialize=["total", "start", "capacity", "columns", "turn"])
