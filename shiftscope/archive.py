@@ -23,6 +23,7 @@ import numpy.typing as npt
 from shiftscope.columns import QUANTILES
 from shiftscope.errors import LoadError
 from shiftscope.files import atomic_file, strict
+from shiftscope.given import shown
 from shiftscope.record import SiteRecord, Stream
 from shiftscope.site_table import SAMPLE_COLUMNS, site_row
 from shiftscope.snapshot import Snapshot
@@ -101,7 +102,7 @@ def content_of(path: Any, remedy: str) -> bytes:
     except OSError as error:
         raise LoadError(f"cannot read {str(path)!r}: {error.strerror or error}", remedy) from error
     except (TypeError, ValueError) as error:  # no path at all, or one with a null character
-        raise LoadError(f"{path!r:.60} is no name of a file", remedy) from error
+        raise LoadError(f"{shown(path)} is no name of a file", remedy) from error
 
 
 def dump(snapshot: Snapshot, *, thin: bool = True) -> bytes:

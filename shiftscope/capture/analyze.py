@@ -20,7 +20,6 @@ from shiftscope.capture.arguments import (
     device_named,
     entries,
     precision_of,
-    whole,
 )
 from shiftscope.capture.batches import Batch, Score, as_batch, blaming, loss_of
 from shiftscope.capture.belonging import no_match, patterns_of
@@ -34,6 +33,7 @@ from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
 from shiftscope.capture.sites import unwrapped
 from shiftscope.errors import DataError, MeasureError, UsageError
+from shiftscope.given import whole
 from shiftscope.snapshot import Snapshot
 
 __all__ = ["analyze"]

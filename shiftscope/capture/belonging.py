@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shiftscope.capture.arguments import patterns, shown
+from shiftscope.capture.arguments import patterns
 from shiftscope.capture.choice import matching, optimizer_of
 from shiftscope.capture.coverage import nothing_measured
 from shiftscope.capture.sites import clean_path
 from shiftscope.errors import MeasureError, UsageError
+from shiftscope.given import shown
 from shiftscope.record import SiteInfo, SiteRecord
 from shiftscope.snapshot import load
 from shiftscope.trace import Trace

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,11 +22,10 @@ from shiftscope.draw.profile import depth_profile
 from shiftscope.draw.quantiles import BANDS, BOXES
 from shiftscope.draw.style import MANY, drawing, new_figure
 from shiftscope.draw.tables import by_site, column
+from shiftscope.findings import Finding
+from shiftscope.given import each, expect
 from shiftscope.prediction import DepthPrediction, predict_depth
 from shiftscope.snapshot import Snapshot
-
-if TYPE_CHECKING:
-    from shiftscope.findings import Finding
 
 __all__ = ["NamedFigure", "figures"]
 
@@ -64,7 +62,12 @@ def figures(snapshot: Snapshot, findings: Sequence[Finding] = ()) -> list[NamedF
     Returns:
         The figures that this snapshot has data for, most telling first; never an empty one. A
         snapshot without sites has none.
+
+    Raises:
+        UsageError: An argument is of another kind.
     """
+    expect("snapshot", snapshot, Snapshot)
+    findings = each("findings", findings, Finding)
     drawn = [
         _profile(snapshot, findings),
         _layers(snapshot),

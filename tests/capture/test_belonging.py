@@ -38,7 +38,7 @@ def hooks_left(model: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"model": torch.ones(3)}, "the model is Tensor"),
+        ({"model": torch.ones(3)}, "the model is a Tensor"),
         ({"rows": "a"}, "rows must be a whole number, got 'a'"),
         ({"rows": 1}, "rows must be at least 2"),
         ({"window": "a"}, "window must be a whole number"),
