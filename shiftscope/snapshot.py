@@ -66,7 +66,7 @@ class Snapshot:
         coverage: ``{"parameters": {"seen": ..., "total": ...}, "flops": ..., "activations": ...}``.
         inputs: Statistics of the data that went in.
         pictures: Small crops for the heat maps, ``site -> {"W": ..., "A": ..., "Z": ...}``.
-        kept_quantiles: Those saved in a file, in place of the row samples they were taken from.
+        kept_quantiles: Quantiles of whole row samples, where those are kept in part or not at all.
     """
 
     records: Mapping[str, SiteRecord]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shiftscope.errors import LoadError, UsageError
+from shiftscope.errors import UsageError
 from shiftscope.files import atomic_file, strict
 from shiftscope.given import each, expect, whole
 from shiftscope.record import SiteRecord, Stream
@@ -259,21 +259,27 @@ class Trace:
         return cls.parse(content_of(path, "give the path of a saved trace"), str(path))
 
     @classmethod
-    def parse(cls, content: bytes, name: str) -> Trace:
-        """The trace in the bytes of a file; nothing in them is executed."""
-        from shiftscope.archive import opened, parse
+    def parse(
+        cls, content: bytes, name: str, remedy: str = "give a file written by Trace.save"
+    ) -> Trace:
+        """The trace in the bytes of a file; nothing in them is executed.
+
+        Args:
+            content: The bytes.
+            name: What to call the file in an error.
+            remedy: What to do where it is none.
+
+        Returns:
+            The trace.
+
+        Raises:
+            LoadError: The bytes are damaged, of another kind or of a newer version.
+        """
+        from shiftscope.archive import manifest_of, opened, parse
 
         reason = f"{name!r} is not a readable shiftscope trace"
-        with opened(content, reason, "give a file written by Trace.save") as archive:
-            manifest = json.loads(bytes(archive["manifest"]).decode())
-            if manifest.get("format") != "shiftscope-trace":
-                raise ValueError("its manifest is of another kind")
-            if int(manifest["schema_version"]) > _VERSION:
-                raise LoadError(
-                    f"{name!r} has trace schema {manifest['schema_version']}, this version "
-                    f"reads up to {_VERSION}",
-                    "update shiftscope",
-                )
+        with opened(content, reason, remedy) as archive:
+            manifest = manifest_of(archive, "trace", _VERSION, name)
             made = cls(limit=max(4, int(manifest["limit"])))
             made.steps_done = int(manifest.get("steps_done", 0))
             for k, (first, last, phase) in enumerate(manifest["windows"]):

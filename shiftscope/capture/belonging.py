@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shiftscope.archive import content_of
 from shiftscope.capture.arguments import patterns
 from shiftscope.capture.choice import matching, optimizer_of
 from shiftscope.capture.coverage import nothing_measured
 from shiftscope.capture.sites import clean_path
 from shiftscope.errors import MeasureError, UsageError
-from shiftscope.given import shown
+from shiftscope.given import expect
 from shiftscope.record import SiteInfo, SiteRecord
-from shiftscope.snapshot import load
 from shiftscope.trace import Trace
 
 __all__ = ["check_optimizer", "kept", "no_match", "nothing_since", "patterns_of", "resumed"]
@@ -28,6 +28,10 @@ __all__ = ["check_optimizer", "kept", "no_match", "nothing_since", "patterns_of"
 _NOTHING_SEEN = (
     "no linear map and no activation was seen in the steps that were recorded",
     "watch a model that runs them in Python: scripted code shows none",
+)
+_NO_RUN = (
+    "give probe.trace, or the file that probe.trace.save(...) wrote; on the first start of a run "
+    "leave resume out"
 )
 _OTHER_RUN = "give the trace of this model's own run, or leave resume out"
 
@@ -116,14 +120,15 @@ def resumed(given: Any, model: nn.Module) -> Trace:
 
     Raises:
         UsageError: It is no trace, or certainly one of another model.
-        LoadError: The file cannot be read.
+        LoadError: The file cannot be read, or holds no trace.
     """
     if given is None:
         return Trace()
-    trace = load(given) if isinstance(given, str | os.PathLike) else given
-    if not isinstance(trace, Trace):
-        reason = f"resume is {shown(given)}, expected the trace of a run"
-        raise UsageError(reason, "give probe.trace, or the file it was saved in")
+    if isinstance(given, str | os.PathLike):
+        trace = Trace.parse(content_of(given, _NO_RUN), str(given), _NO_RUN)
+    else:
+        expect("resume", given, Trace, remedy=_NO_RUN)
+        trace = given
     if len(trace):
         _check_modules([r.info for r in trace[-1].snapshot.records.values()], model)
     return trace

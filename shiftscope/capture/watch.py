@@ -78,6 +78,7 @@ def watch(
 
     Raises:
         UsageError: An argument has no meaning, or belongs to another model.
+        LoadError: ``resume`` names a file that holds no trace.
 
     Example:
         >>> import torch, shiftscope as ss

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -217,11 +218,44 @@ def test_a_run_goes_on_from_a_file(tmp_path: Path) -> None:
     train(model).trace.save(tmp_path / "run.npz")
     for path in (tmp_path / "run.npz", str(tmp_path / "run.npz")):
         assert train(model, resume=path).trace.steps == (0, 1, 2, 3)
-    train(model).trace.last.save(tmp_path / "one.npz")
-    with pytest.raises(ss.UsageError, match="expected the trace of a run"):
-        ss.watch(model, resume=tmp_path / "one.npz")
-    with pytest.raises(ss.LoadError, match="nowhere"):
-        ss.watch(model, resume=tmp_path / "nowhere.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("missing.npz", "cannot read .*No such file"),
+        ("folder", "cannot read .*Is a directory"),
+        ("empty.npz", "not a readable shiftscope trace"),
+        ("one.npz", r"not a readable shiftscope trace \(it is a shiftscope-snapshot\)"),
+        ("cut.npz", r"not a readable shiftscope trace"),
+        ("weights.pt", "not a readable shiftscope trace"),
+        ("newer.npz", "has trace schema 99"),
+    ],
+)
+def test_a_file_without_a_run_is_told_as_one(name: str, says: str, tmp_path: Path) -> None:
+    model = network()
+    trace = train(model).trace
+    trace.save(tmp_path / "run.npz")
+    trace.last.save(tmp_path / "one.npz")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "run.npz").read_bytes()[:-200])
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    text = b'{"format": "shiftscope-trace", "schema_version": 99, "limit": 9, "windows": []}'
+    np.savez(tmp_path / "newer.npz", manifest=np.frombuffer(text, dtype=np.uint8))
+    with pytest.raises(ss.LoadError, match=says) as caught:
+        ss.watch(model, resume=tmp_path / name)
+    told = "update shiftscope" if name == "newer.npz" else r"trace\.save\(.*on the first start"
+    assert caught.match(told)
+    assert "snapshot.npz" not in caught.value.remedy
+    assert hooks_left(model) == 0
+
+
+def test_a_snapshot_is_no_run() -> None:
+    model = network()
+    with pytest.raises(ss.UsageError, match="resume is a Snapshot, expected a trace") as caught:
+        ss.watch(model, resume=train(model).trace.last)  # type: ignore[arg-type]
+    assert "on the first start" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
