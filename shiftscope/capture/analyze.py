@@ -22,8 +22,7 @@ from shiftscope.capture.arguments import (
     precision_of,
 )
 from shiftscope.capture.batches import Batch, Score, as_batch, blaming, loss_of
-from shiftscope.capture.belonging import no_match, patterns_of
-from shiftscope.capture.choice import matching
+from shiftscope.capture.choice import matching, no_match, patterns_of
 from shiftscope.capture.coverage import coverage, forward_flops, missing
 from shiftscope.capture.graph import reaches
 from shiftscope.capture.pictures import pictures
