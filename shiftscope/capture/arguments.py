@@ -132,8 +132,10 @@ def device_named(device: Any) -> torch.device | None:
     Raises:
         UsageError: No device is called so.
     """
+    if device is None:
+        return None
     try:
-        return None if device is None else torch.device(device)
+        return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise UsageError(
             f"device is {shown(device)}, which is none", "give 'cpu' or 'cuda'"
@@ -152,9 +154,9 @@ def precision_of(dtype: Any) -> torch.dtype | None:
     Raises:
         UsageError: It is no floating dtype.
     """
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found is None and dtype is None:
+    if dtype is None:
         return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if isinstance(found, torch.dtype) and found.is_floating_point:
         return found
     told = str(dtype) if isinstance(dtype, torch.dtype) else shown(dtype)
