@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,10 +23,12 @@ from shiftscope.draw.profile import depth_profile
 from shiftscope.draw.quantiles import BANDS, BOXES
 from shiftscope.draw.style import MANY, drawing, new_figure
 from shiftscope.draw.tables import by_site, column
-from shiftscope.findings import Finding
-from shiftscope.given import each, expect
+from shiftscope.given import expect
 from shiftscope.prediction import DepthPrediction, predict_depth
 from shiftscope.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from shiftscope.findings import Finding
 
 __all__ = ["NamedFigure", "figures"]
 
@@ -64,10 +67,9 @@ def figures(snapshot: Snapshot, findings: Sequence[Finding] = ()) -> list[NamedF
         snapshot without sites has none.
 
     Raises:
-        UsageError: An argument is of another kind.
+        UsageError: It is no snapshot.
     """
     expect("snapshot", snapshot, Snapshot)
-    findings = each("findings", findings, Finding)
     drawn = [
         _profile(snapshot, findings),
         _layers(snapshot),
