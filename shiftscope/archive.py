@@ -23,6 +23,7 @@ import numpy.typing as npt
 from shiftscope.columns import QUANTILES
 from shiftscope.errors import LoadError
 from shiftscope.files import atomic_file, strict
+from shiftscope.given import shown
 from shiftscope.record import SiteRecord, Stream
 from shiftscope.site_table import SAMPLE_COLUMNS, site_row
 from shiftscope.snapshot import Snapshot
@@ -32,6 +33,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "content_of",
     "dump",
+    "manifest_of",
     "opened",
     "parse",
     "read_snapshot",
@@ -81,7 +83,7 @@ def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
     Raises:
         LoadError: The file is missing, damaged, of another kind or of a newer version.
     """
-    return parse(content_of(path, "give the path of a snapshot.npz"), str(path))
+    return parse(content_of(path, "give the path of a saved snapshot or trace"), str(path))
 
 
 def content_of(path: Any, remedy: str) -> bytes:
@@ -101,7 +103,7 @@ def content_of(path: Any, remedy: str) -> bytes:
     except OSError as error:
         raise LoadError(f"cannot read {str(path)!r}: {error.strerror or error}", remedy) from error
     except (TypeError, ValueError) as error:  # no path at all, or one with a null character
-        raise LoadError(f"{path!r:.60} is no name of a file", remedy) from error
+        raise LoadError(f"{shown(path)} is no name of a file", remedy) from error
 
 
 def dump(snapshot: Snapshot, *, thin: bool = True) -> bytes:
@@ -145,10 +147,9 @@ def parse(content: bytes, name: str = "the received snapshot") -> Snapshot:
     Raises:
         LoadError: The bytes are damaged, of another kind or of a newer version.
     """
-    remedy = "give a snapshot.npz written by shiftscope analyze, ss.Snapshot.save or ss.watch"
+    remedy = "give a file written by shiftscope analyze, ss.report, Snapshot.save or Trace.save"
     with opened(content, f"{name!r} is not a readable shiftscope snapshot", remedy) as archive:
-        manifest = json.loads(bytes(archive["manifest"]).decode())
-        _check(manifest, name)
+        manifest = manifest_of(archive, "snapshot", SCHEMA_VERSION, name)
         flat = {key: archive[key] for key in archive.files if key != "manifest"}
         return _assemble(manifest, flat)
 
@@ -180,6 +181,33 @@ def opened(content: bytes, reason: str, remedy: str) -> Iterator[Any]:
         raise LoadError(f"{reason} ({words})", remedy) from error
 
 
+def manifest_of(archive: Any, kind: str, version: int, name: str) -> dict[str, Any]:
+    """The manifest of an opened archive.
+
+    Args:
+        archive: What :func:`opened` yields.
+        kind: What it is to hold: ``"snapshot"`` or ``"trace"``.
+        version: The newest schema that can be read.
+        name: What to call the file in an error.
+
+    Raises:
+        LoadError: Its schema is newer.
+        ValueError: It holds something else.
+    """
+    manifest: Any = json.loads(bytes(archive["manifest"]).decode())
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != f"shiftscope-{kind}":
+        known = found in ("shiftscope-snapshot", "shiftscope-trace")
+        raise ValueError(f"it is a {found}" if known else "its manifest is of another kind")
+    if int(manifest["schema_version"]) > version:
+        raise LoadError(
+            f"{name!r} has {kind} schema {manifest['schema_version']}, this version "
+            f"reads up to {version}",
+            f"update shiftscope, or write the {kind} again with this version",
+        )
+    return dict(manifest)
+
+
 def _check_whole(content: bytes) -> None:
     """Refuse a part of an archive, and one with something before or behind it.
 
@@ -191,17 +219,6 @@ def _check_whole(content: bytes) -> None:
         end = len(content) - len(archive.comment) - _END_RECORD
     if first or content[end : end + 4] != b"PK\5\6":
         raise ValueError("the file is cut off, or something was added to it")
-
-
-def _check(manifest: Mapping[str, Any], name: str) -> None:
-    if not isinstance(manifest, dict) or manifest.get("format") != "shiftscope-snapshot":
-        raise ValueError("its manifest is of another kind")
-    if int(manifest["schema_version"]) > SCHEMA_VERSION:
-        raise LoadError(
-            f"{name!r} has snapshot schema {manifest['schema_version']}, this version "
-            f"reads up to {SCHEMA_VERSION}",
-            "update shiftscope, or write the snapshot again with this version",
-        )
 
 
 def _site_arrays(snapshot: Snapshot, record: SiteRecord) -> Arrays:

@@ -13,6 +13,7 @@ from shiftscope.findings import Finding, Thresholds, diagnose, severity_rank
 from shiftscope.findings.finding import SEVERITIES
 from shiftscope.findings.outcome import worse_outcome
 from shiftscope.findings.reading import Reading, Row, known, samples_of, share_error
+from shiftscope.given import expect
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace
 
@@ -166,8 +167,8 @@ def compare(before: Any, after: Any, thresholds: Thresholds | None = None) -> Co
             f"the two share no site ({_some(old)} in one, {_some(new)} in the other)",
             "compare measurements of one architecture, with the same names of modules",
         )
-    limits = thresholds or Thresholds()
-    return Comparison(old, new, tuple(diagnose(old, limits)), tuple(diagnose(new, limits)))
+    found = [tuple(diagnose(snapshot, thresholds)) for snapshot in (old, new)]
+    return Comparison(old, new, *found)
 
 
 def _judges(snapshot: Snapshot, cause: str) -> bool:
@@ -182,12 +183,9 @@ def _judges(snapshot: Snapshot, cause: str) -> bool:
 def _snapshot_of(value: Any, name: str) -> Snapshot:
     if isinstance(value, Snapshot):
         return value
-    if isinstance(value, Trace):
-        return value.last
-    raise UsageError(
-        f"{name} is {type(value).__name__}, expected a snapshot or a trace",
-        "pass what ss.analyze, ss.watch or ss.load gave",
-    )
+    expect(name, value, Snapshot, Trace)
+    last: Snapshot = value.last
+    return last
 
 
 def _key(row: Row) -> tuple[str, str]:

@@ -18,8 +18,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from shiftscope.errors import UsageError
+from shiftscope.given import shown
 
-__all__ = ["PlaceError", "atomic_file", "atomic_folder", "strict", "strict_json", "unwritable"]
+__all__ = [
+    "PlaceError",
+    "atomic_file",
+    "atomic_folder",
+    "place_named",
+    "strict",
+    "strict_json",
+    "unwritable",
+]
 
 
 class PlaceError(UsageError):
@@ -42,7 +51,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises:
         PlaceError: It cannot be written there (permissions, full disk, a folder in the way).
     """
-    target = _named(path)
+    target = place_named(path)
     temporary = ""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +88,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         PlaceError: It cannot be written there.
     """
-    target = _named(path)
+    target = place_named(path)
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,9 +154,18 @@ def _adopt_mode(path: Path) -> None:
     path.chmod(0o666 & ~mask)
 
 
-def _named(path: Any) -> Path:
+def place_named(path: Any) -> Path:
+    """The place that a name stands for.
+
+    Args:
+        path: What was given as the name of a file or folder.
+
+    Raises:
+        PlaceError: It is none.
+    """
     if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in str(path):
-        raise PlaceError(f"{path!r:.60} is no name of a file or folder", _REMEDY)
+        name = f"{str(path)!r:.60}" if isinstance(path, os.PathLike) else shown(path)
+        raise PlaceError(f"{name} is no name of a file or folder", _REMEDY)
     return Path(path)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from shiftscope.columns import QUANTILES, Array, input_columns, neuron_columns, quantile_names
 from shiftscope.errors import UsageError
+from shiftscope.given import expect
 from shiftscope.record import SiteRecord
 from shiftscope.site_table import SITE_COLUMNS, site_row
 
@@ -65,8 +66,7 @@ class Snapshot:
         coverage: ``{"parameters": {"seen": ..., "total": ...}, "flops": ..., "activations": ...}``.
         inputs: Statistics of the data that went in.
         pictures: Small crops for the heat maps, ``site -> {"W": ..., "A": ..., "Z": ...}``.
-        kept_quantiles: Quantiles of the whole row samples, where a file holds a part of them.
-        kept_quantiles: Those saved in a file, in place of the row samples they were taken from.
+        kept_quantiles: Quantiles of whole row samples, where those are kept in part or not at all.
     """
 
     records: Mapping[str, SiteRecord]
@@ -76,6 +76,10 @@ class Snapshot:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     kept_quantiles: Mapping[str, Mapping[str, Array]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what holds no records, such as a model."""
+        expect("records", self.records, Mapping, remedy="ss.analyze, ss.watch and ss.load give one")
 
     @cached_property
     def quantiles(self) -> Mapping[str, Mapping[str, Array]]:
@@ -113,7 +117,7 @@ class Snapshot:
             The snapshot of both; its numbers are those of the concatenated data.
 
         Raises:
-            UsageError: A site has different widths in the two.
+            UsageError: It is no snapshot, or a site has different widths in the two.
         """
         return self._put_together(other, SiteRecord.merge)
 
@@ -131,7 +135,7 @@ class Snapshot:
             state of the run are those of the later one.
 
         Raises:
-            UsageError: A site has different widths in the two.
+            UsageError: It is no snapshot, or a site has different widths in the two.
         """
         joined = self._put_together(later, SiteRecord.join)
         latest = {n: later.manifest[n] for n in _OF_THE_LATEST if n in later.manifest}
@@ -140,6 +144,7 @@ class Snapshot:
     def _put_together(
         self, other: Snapshot, rule: Callable[[SiteRecord, SiteRecord], SiteRecord]
     ) -> Snapshot:
+        expect("the other one", other, Snapshot)
         records = dict(self.records)
         for name, record in other.records.items():
             mine = records.get(name)

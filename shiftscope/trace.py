@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shiftscope.errors import LoadError, UsageError
+from shiftscope.errors import UsageError
 from shiftscope.files import atomic_file, strict
+from shiftscope.given import each, expect, whole
 from shiftscope.record import SiteRecord, Stream
 from shiftscope.snapshot import Snapshot
 
@@ -70,17 +71,15 @@ class Trace:
         missed: Phase to ``(reason, remedy)`` where its latest window had no site to be kept.
 
     Raises:
-        UsageError: The limit is below 4.
+        UsageError: The limit is below 4, or something else than windows is given.
     """
 
     def __init__(self, windows: Iterable[Window] = (), *, limit: int = LIMIT) -> None:
-        if limit < 4:
-            raise UsageError(f"a trace of at most {limit} windows is too short", "give 4 or more")
-        self.limit = int(limit)
+        self.limit = whole("limit", limit, 4, "give 4 or more")
         self.windows: list[Window] = []
         self.steps_done = 0
         self.missed: dict[str, tuple[str, str]] = {}
-        for window in windows:
+        for window in each("windows", windows, Window):
             self.append(window)
 
     @classmethod
@@ -90,9 +89,12 @@ class Trace:
         Args:
             windows: Windows, or snapshots: their step is that of their manifest, or they are
                 numbered from 0.
+
+        Raises:
+            UsageError: Something else is given.
         """
         made = []
-        for number, item in enumerate(windows):
+        for number, item in enumerate(each("windows", windows, Window, Snapshot)):
             if isinstance(item, Snapshot):
                 step = int(item.manifest.get("step", number))
                 item = Window(step, step, "train", item)
@@ -100,7 +102,15 @@ class Trace:
         return cls(made, limit=max(LIMIT, len(made)))
 
     def append(self, window: Window) -> None:
-        """Add the next window; the one before of its phase is made small."""
+        """Add the next window; the one before of its phase is made small.
+
+        Args:
+            window: The window.
+
+        Raises:
+            UsageError: It is none.
+        """
+        expect("window", window, Window)
         for place in range(len(self.windows) - 1, -1, -1):
             if self.windows[place].phase == window.phase:
                 self.windows[place] = _small(self.windows[place])
@@ -249,21 +259,27 @@ class Trace:
         return cls.parse(content_of(path, "give the path of a saved trace"), str(path))
 
     @classmethod
-    def parse(cls, content: bytes, name: str) -> Trace:
-        """The trace in the bytes of a file; nothing in them is executed."""
-        from shiftscope.archive import opened, parse
+    def parse(
+        cls, content: bytes, name: str, remedy: str = "give a file written by Trace.save"
+    ) -> Trace:
+        """The trace in the bytes of a file; nothing in them is executed.
+
+        Args:
+            content: The bytes.
+            name: What to call the file in an error.
+            remedy: What to do where it is none.
+
+        Returns:
+            The trace.
+
+        Raises:
+            LoadError: The bytes are damaged, of another kind or of a newer version.
+        """
+        from shiftscope.archive import manifest_of, opened, parse
 
         reason = f"{name!r} is not a readable shiftscope trace"
-        with opened(content, reason, "give a file written by Trace.save") as archive:
-            manifest = json.loads(bytes(archive["manifest"]).decode())
-            if manifest.get("format") != "shiftscope-trace":
-                raise ValueError("its manifest is of another kind")
-            if int(manifest["schema_version"]) > _VERSION:
-                raise LoadError(
-                    f"{name!r} has trace schema {manifest['schema_version']}, this version "
-                    f"reads up to {_VERSION}",
-                    "update shiftscope",
-                )
+        with opened(content, reason, remedy) as archive:
+            manifest = manifest_of(archive, "trace", _VERSION, name)
             made = cls(limit=max(4, int(manifest["limit"])))
             made.steps_done = int(manifest.get("steps_done", 0))
             for k, (first, last, phase) in enumerate(manifest["windows"]):

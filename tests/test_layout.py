@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANK = {
     "errors": 0,
     "files": 1,
+    "given": 1,
     "geometry": 1,
     "tally": 1,
     "theory": 1,

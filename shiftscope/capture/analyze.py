@@ -20,11 +20,9 @@ from shiftscope.capture.arguments import (
     device_named,
     entries,
     precision_of,
-    whole,
 )
 from shiftscope.capture.batches import Batch, Score, as_batch, blaming, loss_of
-from shiftscope.capture.belonging import no_match, patterns_of
-from shiftscope.capture.choice import matching
+from shiftscope.capture.choice import matching, no_match, patterns_of
 from shiftscope.capture.coverage import coverage, forward_flops, missing
 from shiftscope.capture.graph import reaches
 from shiftscope.capture.pictures import pictures
@@ -34,6 +32,7 @@ from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
 from shiftscope.capture.sites import unwrapped
 from shiftscope.errors import DataError, MeasureError, UsageError
+from shiftscope.given import whole
 from shiftscope.snapshot import Snapshot
 
 __all__ = ["analyze"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shiftscope.errors import DataError, UsageError
+from shiftscope.given import expect, shown
 
 __all__ = [
     "check_data",
@@ -19,10 +18,7 @@ __all__ = [
     "device_named",
     "entries",
     "patterns",
-    "positive",
     "precision_of",
-    "shown",
-    "whole",
 ]
 
 
@@ -35,13 +31,7 @@ def check_model(model: Any) -> None:
     Raises:
         UsageError: It is no ``torch.nn.Module``.
     """
-    if isinstance(model, nn.Module):
-        return
-    kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-    raise UsageError(
-        f"the model is {kind}, expected a torch.nn.Module",
-        "give the module itself, built and with its weights loaded",
-    )
+    expect("the model", model, nn.Module)
 
 
 def check_data(data: Any) -> None:
@@ -90,51 +80,6 @@ def check_loss(loss_fn: Any) -> None:
         )
 
 
-def whole(name: str, value: Any, least: int, remedy: str, most: int | None = None) -> int:
-    """A whole number, from the least that has a meaning on.
-
-    Args:
-        name: What the argument is called.
-        value: What was given for it.
-        least: The smallest value that has a meaning.
-        remedy: What to do about another one.
-        most: The largest value that has a meaning; None for no end.
-
-    Returns:
-        The number.
-
-    Raises:
-        UsageError: It is no such number.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise UsageError(f"{name} must be a whole number, got {shown(value)}", remedy)
-    if int(value) < least:
-        raise UsageError(f"{name} must be at least {least}, got {value}", remedy)
-    if most is not None and int(value) > most:
-        raise UsageError(f"{name} must be at most {most}, got {value}", remedy)
-    return int(value)
-
-
-def positive(name: str, value: Any, remedy: str) -> float:
-    """A finite number above zero.
-
-    Args:
-        name: What the argument is called.
-        value: What was given for it.
-        remedy: What to do about another one.
-
-    Returns:
-        The number.
-
-    Raises:
-        UsageError: It is no such number.
-    """
-    known = isinstance(value, Real) and not isinstance(value, bool)
-    if known and 0 < float(value) < math.inf:
-        return float(value)
-    raise UsageError(f"{name} must be a positive number, got {shown(value)}", remedy)
-
-
 def patterns(name: str, value: Any) -> tuple[str, ...]:
     """Patterns of names, of which there may be one.
 
@@ -175,12 +120,6 @@ def entries(name: str, value: Any) -> dict[str, Any]:
     raise UsageError(f"{name} is {shown(value)}, expected a mapping", "give a dictionary")
 
 
-def shown(value: Any) -> str:
-    """What was given, short and on one line: a plain value itself, of other things the kind."""
-    plain = value is None or isinstance(value, bool | int | float | str)
-    return f"{value!r:.60}" if plain else f"a {type(value).__name__}"
-
-
 def device_named(device: Any) -> torch.device | None:
     """The device that was asked for.
 
@@ -193,11 +132,13 @@ def device_named(device: Any) -> torch.device | None:
     Raises:
         UsageError: No device is called so.
     """
+    if device is None:
+        return None
     try:
-        return None if device is None else torch.device(device)
+        return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise UsageError(
-            f"device is {device!r:.60}, which is none", "give 'cpu' or 'cuda'"
+            f"device is {shown(device)}, which is none", "give 'cpu' or 'cuda'"
         ) from error
 
 
@@ -213,9 +154,10 @@ def precision_of(dtype: Any) -> torch.dtype | None:
     Raises:
         UsageError: It is no floating dtype.
     """
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found is None and dtype is None:
+    if dtype is None:
         return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if isinstance(found, torch.dtype) and found.is_floating_point:
         return found
-    raise UsageError(f"dtype is {dtype!r}, expected a floating dtype", "give torch.float64")
+    told = str(dtype) if isinstance(dtype, torch.dtype) else shown(dtype)
+    raise UsageError(f"dtype is {told}, expected a floating dtype", "give torch.float64")

@@ -1,4 +1,4 @@
-"""Whether what ``ss.watch`` is given belongs together: optimizer, patterns, an earlier trace.
+"""Whether what ``ss.watch`` is given belongs together: optimizer, an earlier trace.
 
 Refused at once is what is certain. Where only a recorded window can tell, it is told then.
 """
@@ -6,27 +6,30 @@ Refused at once is what is certain. Where only a recorded window can tell, it is
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shiftscope.capture.arguments import patterns, shown
-from shiftscope.capture.choice import matching, optimizer_of
+from shiftscope.archive import content_of
+from shiftscope.capture.choice import matching, no_match, optimizer_of, some
 from shiftscope.capture.coverage import nothing_measured
 from shiftscope.capture.sites import clean_path
 from shiftscope.errors import MeasureError, UsageError
+from shiftscope.given import expect
 from shiftscope.record import SiteInfo, SiteRecord
-from shiftscope.snapshot import load
 from shiftscope.trace import Trace
 
-__all__ = ["check_optimizer", "kept", "no_match", "nothing_since", "patterns_of", "resumed"]
+__all__ = ["check_optimizer", "kept", "nothing_since", "resumed"]
 
 _NOTHING_SEEN = (
     "no linear map and no activation was seen in the steps that were recorded",
     "watch a model that runs them in Python: scripted code shows none",
+)
+_NO_RUN = (
+    "give probe.trace, or the file that probe.trace.save(...) wrote; on the first start of a run "
+    "leave resume out"
 )
 _OTHER_RUN = "give the trace of this model's own run, or leave resume out"
 
@@ -71,41 +74,6 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def patterns_of(sites: Any, model: nn.Module) -> tuple[str, ...]:
-    """The patterns of ``sites=``, one of which can name a site of the model.
-
-    Args:
-        sites: A pattern, or several.
-        model: The model.
-
-    Raises:
-        UsageError: They are no patterns, or begin as no module of the model does.
-    """
-    chosen = patterns("sites", sites)
-    paths = [clean_path(name) for name, _ in model.named_modules()]
-    leaf = len(paths) == 1  # alone, it may name its site after the op
-    if not leaf and not any(_may_match(pattern, path) for pattern in chosen for path in paths):
-        raise UsageError(*no_match(chosen, [path for path in paths if path]))
-    return chosen
-
-
-def _may_match(pattern: str, path: str) -> bool:
-    """Whether a pattern can match ``path``, ``path:op`` or ``path.2`` (see :mod:`.sites`)."""
-    literal = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-    if path.startswith(literal):
-        return literal != pattern or path == pattern
-    return literal.startswith(path) and re.match(r":|\.\d+", literal[len(path) :]) is not None
-
-
-def no_match(wanted: Sequence[str], names: Iterable[str]) -> tuple[str, str]:
-    """What to say, and what to do, where no name matches a pattern."""
-    return f"no site matches {list(wanted)}", f"sites are named like: {_some(names)}"
-
-
-def _some(names: Iterable[str]) -> str:
-    return ", ".join([*names][:5])
-
-
 def resumed(given: Any, model: nn.Module) -> Trace:
     """The trace that a run goes on with.
 
@@ -115,14 +83,15 @@ def resumed(given: Any, model: nn.Module) -> Trace:
 
     Raises:
         UsageError: It is no trace, or certainly one of another model.
-        LoadError: The file cannot be read.
+        LoadError: The file cannot be read, or holds no trace.
     """
     if given is None:
         return Trace()
-    trace = load(given) if isinstance(given, str | os.PathLike) else given
-    if not isinstance(trace, Trace):
-        reason = f"resume is {shown(given)}, expected the trace of a run"
-        raise UsageError(reason, "give probe.trace, or the file it was saved in")
+    if isinstance(given, str | os.PathLike):
+        trace = Trace.parse(content_of(given, _NO_RUN), str(given), _NO_RUN)
+    else:
+        expect("resume", given, Trace, remedy=_NO_RUN)
+        trace = given
     if len(trace):
         _check_modules([r.info for r in trace[-1].snapshot.records.values()], model)
     return trace
@@ -183,7 +152,7 @@ def nothing_since(trace: Trace, phase: str, obstacles: Sequence[tuple[str, str]]
 
 
 def _strangers(earlier: Iterable[str], here: Iterable[str]) -> tuple[str, str]:
-    known, own = _some(earlier), _some(name for name in here if name)
+    known, own = some(earlier), some(name for name in here if name)
     return (
         f"the trace to resume is of another model: its sites are {known}, here are {own}",
         _OTHER_RUN,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from shiftscope.capture.arguments import patterns
+from shiftscope.capture.arguments import check_model, patterns
 from shiftscope.capture.sites import clean_path, unwrapped
 from shiftscope.errors import UsageError
 from shiftscope.theory.boundaries import (
@@ -51,7 +51,7 @@ class BoundaryTracker:
             units whose boundary runs through them is recorded as well.
 
     Raises:
-        UsageError: No layer fits, or ``fold`` or ``data`` names another module.
+        UsageError: It is no module, no layer fits, or ``fold`` or ``data`` names another module.
 
     Source: Chen and Ge, NeurIPS 2024, arXiv 2305.15912, Sec. 2 and Fig. 2.
 
@@ -75,6 +75,7 @@ class BoundaryTracker:
         fold: Mapping[str, str] | None = None,
         data: Mapping[str, Tensor] | None = None,
     ) -> None:
+        check_model(model)
         modules = {clean_path(path): m for path, m in unwrapped(model).named_modules()}
         self._layers = _chosen(modules, patterns("sites", sites))
         self._norms = _norms(modules, fold or {}, self._layers)

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 import shiftscope
-from shiftscope.capture.arguments import check_model, shown, whole
+from shiftscope.capture.arguments import check_model
 from shiftscope.capture.belonging import check_optimizer
 from shiftscope.capture.recorder import Settings
 from shiftscope.errors import UsageError
+from shiftscope.given import shown, whole
 
 __all__ = ["check", "described", "is_capturing", "noted_on", "sample_budget"]
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
-from shiftscope.capture.arguments import whole
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.neuron_dims import Lies
 from shiftscope.capture.weights import MeanInput, rounding_scale, weight_facts
+from shiftscope.given import whole
 from shiftscope.record import STREAMS, SiteInfo, SiteRecord, Stream, WeightFacts
 from shiftscope.tally import Counts, Extrema, Moments, RowSample
 from shiftscope.theory.saturation import saturation_bounds

@@ -7,8 +7,8 @@ from collections import deque
 from statistics import median
 from typing import Any
 
-from shiftscope.capture.arguments import positive, whole
 from shiftscope.errors import UsageError
+from shiftscope.given import positive, whole
 
 __all__ = ["Schedule"]
 

@@ -14,14 +14,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["Frame", "Names", "clean_path", "unwrapped"]
+__all__ = ["Frame", "Names", "clean_path", "names_itself", "unwrapped"]
 
 _WRAPPER_SEGMENTS = re.compile(
     r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)(\.|$)"
 )
 _ACTIVATION_HOME = "torch.nn.modules.activation"
+_LAYERS = (nn.Linear, nn.Bilinear, _ConvNd)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -36,6 +39,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def clean_path(path: str) -> str:
     """A module path without the segments that wrappers put in."""
     return _WRAPPER_SEGMENTS.sub("", path).rstrip(".")
+
+
+def names_itself(module: nn.Module) -> bool:
+    """Whether a site may have the path of a module for its name: a layer or an activation."""
+    if isinstance(module, torch.jit.ScriptModule | nn.MultiheadAttention):
+        return False
+    if type(module).__module__ == _ACTIVATION_HOME or isinstance(module, _LAYERS):
+        return True  # also where a flat parameter holds its weight
+    own = (module._parameters, module.__dict__, module.__dict__.get("_former_parameters", {}))
+    parametrized = getattr(module._modules.get("parametrizations"), "_modules", {})
+    return any("weight" in place for place in (*own, parametrized))
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,23 @@ _DIMS_AT = {
 }
 """The place of the dimensions among the positional arguments."""
 _RESHAPING = ("squeeze", "unsqueeze", "transpose", "swapaxes", "swapdims", "t")
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of a function that has run.
+
+    Attributes:
+        name: Its plain name.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        operands: The plain tensors among both, in order.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    operands: list[Tensor]
 
 
 class Trail:
@@ -85,11 +102,11 @@ class Trail:
         name = _GETTERS.get(func) or plain(getattr(func, "__name__", ""))
         if alone and first is out and args and self._usual(name, args[0], out):
             return
-        operands = list(_tensors((*args, *kwargs.values())))
-        if alone or any(self._alone(x) for x in operands):
+        call = _Call(name, args, kwargs, list(_tensors((*args, *kwargs.values()))))
+        if alone or any(self._alone(x) for x in call.operands):
             for made in _tensors((out,)):
                 if made.is_floating_point() or made.is_complex():
-                    self._follow(name, args, kwargs, operands, made)
+                    self._follow(call, made)
 
     def _usual(self, name: str, x: Any, out: Tensor) -> bool:
         """The usual cases at once: a layer, or what leaves all dimensions where they are."""
@@ -101,40 +118,26 @@ class Trail:
         self.tensors[id(out)] = (weakref.ref(out), marks)
         return True
 
-    def _follow(
-        self,
-        name: str,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        operands: list[Tensor],
-        made: Tensor,
-    ) -> None:
+    def _follow(self, call: _Call, made: Tensor) -> None:
         known = self.tensors.get(id(made), _NEVER)[0]() is made
-        if known and name in _RESHAPING and any(made is x for x in operands):
+        if known and call.name in _RESHAPING and any(made is x for x in call.operands):
             del self.tensors[id(made)]  # reshaped in place: how it was is not known any more
         elif not known:
-            self._carry(name, args, kwargs, operands, made)
+            self._carry(call, made)
 
-    def _carry(
-        self,
-        name: str,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        operands: list[Tensor],
-        made: Tensor,
-    ) -> None:
+    def _carry(self, call: _Call, made: Tensor) -> None:
         after = tuple(made.shape)
-        own = _made_by_layer(name, args, kwargs, operands, after)
+        own = _made_by_layer(call, after)
         if own is not None:
             return self._put(made, own)
-        order = sorted(enumerate(operands), key=lambda pair: tuple(pair[1].shape) != after)
+        order = sorted(enumerate(call.operands), key=lambda pair: tuple(pair[1].shape) != after)
         lost: Marks | None = None
         for number, x in order:
             marks = self.marks(x)
             if marks is None or not any(marks):
                 lost = lost or marks
                 continue
-            lost = _carried(Step(name, tuple(x.shape), after, (), number), args, kwargs, marks)
+            lost = _carried(call, Step(call.name, tuple(x.shape), after, (), number), marks)
             if any(lost):
                 break
         if lost is not None:
@@ -167,22 +170,17 @@ def _tensors(items: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _made_by_layer(
-    name: str,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    operands: list[Tensor],
-    after: tuple[int, ...],
-) -> Marks | None:
-    if name == "einsum":
-        return _new_letters(args[0], [_is_weight(x) for x in operands])
-    if name in ("mm", "bmm", "matmul") and len(args) == 2 and len(after) > 1:
+def _made_by_layer(call: _Call, after: tuple[int, ...]) -> Marks | None:
+    args = call.args
+    if call.name == "einsum":
+        return _new_letters(args[0], [_is_weight(x) for x in call.operands])
+    if call.name in ("mm", "bmm", "matmul") and len(args) == 2 and len(after) > 1:
         left, right = (_is_weight(arg) for arg in args)
         if right:
             return (*(POSITIONS for _ in after[1:]), NEURONS)
         return (NEURONS, POSITIONS) if left and len(after) == 2 else None
-    shape = args[1] if len(args) > 1 else kwargs.get("normalized_shape")
-    return source(name, len(after), len(shape) if isinstance(shape, tuple | list) else 0)
+    shape = args[1] if len(args) > 1 else call.kwargs.get("normalized_shape")
+    return source(call.name, len(after), len(shape) if isinstance(shape, tuple | list) else 0)
 
 
 def _is_weight(item: Any) -> bool:
@@ -190,18 +188,19 @@ def _is_weight(item: Any) -> bool:
     return isinstance(base, nn.Parameter)
 
 
-def _carried(step: Step, args: tuple[Any, ...], kwargs: Mapping[str, Any], marks: Marks) -> Marks:
-    if step.name == "getitem" and step.operand == 0:
-        picked = _picked(args[1], marks)
+def _carried(call: _Call, step: Step, marks: Marks) -> Marks:
+    if call.name == "getitem" and step.operand == 0:
+        picked = _picked(call.args[1], marks)
         if picked is not None:
             return picked
-    if step.name == "einsum":
-        return _same_letters(args[0], step.operand, marks)
-    return carry(replace(step, dims=_dims(step.name, args, kwargs)), marks)
+    if call.name == "einsum":
+        return _same_letters(call.args[0], step.operand, marks)
+    return carry(replace(step, dims=_dims(call)), marks)
 
 
-def _dims(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
-    found: list[Any] = list(args[_DIMS_AT[name] :]) if name in _DIMS_AT else []
+def _dims(call: _Call) -> tuple[int, ...]:
+    name, kwargs = call.name, call.kwargs
+    found: list[Any] = list(call.args[_DIMS_AT[name] :]) if name in _DIMS_AT else []
     if name in ("movedim", "moveaxis", "transpose", "swapaxes", "swapdims"):
         found += kwargs.values()
     elif name != "permute":

@@ -26,10 +26,7 @@ from shiftscope.capture.arguments import (
     check_model,
     device_named,
     entries,
-    positive,
     precision_of,
-    shown,
-    whole,
 )
 from shiftscope.capture.batches import Batch, Score, as_batch, blaming, loss_of
 from shiftscope.capture.copies import (
@@ -47,6 +44,7 @@ from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
 from shiftscope.capture.sites import unwrapped
 from shiftscope.errors import DataError, MeasureError, UsageError
+from shiftscope.given import positive, shown, whole
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace
 

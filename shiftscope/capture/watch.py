@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from shiftscope.capture import distributed
-from shiftscope.capture.belonging import kept, nothing_since, patterns_of, resumed
+from shiftscope.capture.belonging import kept, nothing_since, resumed
 from shiftscope.capture.boundary_moves import BoundaryTracker
+from shiftscope.capture.choice import patterns_of
 from shiftscope.capture.conditions import check, is_capturing, noted_on, sample_budget
 from shiftscope.capture.coverage import obstacles
 from shiftscope.capture.hooks import passes_gradients
@@ -78,6 +79,7 @@ def watch(
 
     Raises:
         UsageError: An argument has no meaning, or belongs to another model.
+        LoadError: ``resume`` names a file that holds no trace.
 
     Example:
         >>> import torch, shiftscope as ss
@@ -139,7 +141,7 @@ class Probe:
         self.boundaries = None if boundaries is None else BoundaryTracker(inner, boundaries)
         self._schedule = Schedule(every, budget, self.trace.next_step if start is None else start)
         self._settings = Settings(rows, seed, distributed.rank(), sample_budget(inner))
-        self._patterns = patterns_of(sites, inner)
+        self._patterns = patterns_of(sites, inner, stacklevel=4)
         self._model = weakref.ref(inner)
         span = window or (max(1, _SPAN // every) if every else 1)
         self._phases = Phases(self._settings, span, LossScale(scaler))

@@ -17,11 +17,13 @@ from shiftscope.draw.decades import decade_axis, decades
 from shiftscope.draw.palette import COLORS
 from shiftscope.draw.style import drawing, legend_above, new_axes, not_measured, span, title
 from shiftscope.errors import UsageError
+from shiftscope.given import expect
 
 __all__ = ["boundary_lines", "boundary_moves", "boundary_points"]
 
 Array = npt.NDArray[np.float64]
 
+_MOVES = "give a mapping such as {site: tracker.displacements(site)}"
 _TICK = 0.035
 """Length of the ticks on the active side, as a share of the picture's width."""
 
@@ -156,8 +158,9 @@ def boundary_moves(displacements: Mapping[str, npt.ArrayLike], ax: Axes | None =
         The axes.
 
     Raises:
-        UsageError: An array that is not ``[steps, units]``.
+        UsageError: It is no mapping, or an array in it is not ``[steps, units]``.
     """
+    expect("displacements", displacements, Mapping, remedy=_MOVES)
     ax, drawn = new_axes(ax), []
     title(ax, "Moves of activation boundaries per step")
     colours = ("within", "forward", "backward")

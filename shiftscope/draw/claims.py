@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,9 +22,9 @@ from shiftscope.draw.style import (
     span,
     title,
 )
-
-if TYPE_CHECKING:
-    from shiftscope.theory.verification import Verification
+from shiftscope.errors import UsageError
+from shiftscope.given import each
+from shiftscope.theory.verification import Verification
 
 __all__ = ["claim_estimates", "claim_figure", "claim_figures", "claim_scores"]
 
@@ -45,7 +45,11 @@ def claim_figures(verifications: Sequence[Verification]) -> list[NamedFigure]:
 
     Returns:
         The figures in the order of the claims, with the words that stand beside them.
+
+    Raises:
+        UsageError: Something else than verifications is given.
     """
+    verifications = each("verifications", verifications, Verification)
     ids = dict.fromkeys(v.claim for v in verifications)
     groups = {name: [v for v in verifications if v.claim == name] for name in ids}
     return [
@@ -80,7 +84,11 @@ def claim_figure(cases: Sequence[Verification]) -> Figure:
 
     Returns:
         A figure of two panels.
+
+    Raises:
+        UsageError: There is no verification, or something else is given.
     """
+    cases = _some(cases)
     figure = new_figure(max(2.6, 1.0 + 0.24 * len(cases)))
     left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.25))
     claim_estimates(cases, left)
@@ -99,7 +107,11 @@ def claim_estimates(cases: Sequence[Verification], ax: Axes | None = None) -> Ax
 
     Returns:
         The axes.
+
+    Raises:
+        UsageError: There is no verification, or something else is given.
     """
+    cases = _some(cases)
     ax = new_axes(ax, 4.0)
     title(ax, "Estimates")
     for expected, words, colour, marker in _ROLES:
@@ -137,7 +149,11 @@ def claim_scores(cases: Sequence[Verification], ax: Axes | None = None) -> Axes:
 
     Returns:
         The axes.
+
+    Raises:
+        UsageError: There is no verification, or something else is given.
     """
+    cases = _some(cases)
     ax = new_axes(ax, 4.0)
     title(ax, "Deviation")
     critical = max(v.critical for v in cases)
@@ -160,6 +176,13 @@ def claim_scores(cases: Sequence[Verification], ax: Axes | None = None) -> Axes:
     ax.set_xticks([-x for x in shown[::-1]] + [0.0] + shown)
     ax.minorticks_off()
     return ax
+
+
+def _some(cases: Any) -> tuple[Verification, ...]:
+    found = each("cases", cases, Verification)
+    if not found:
+        raise UsageError("there are no verifications to draw", "give what ss.verify gave")
+    return found
 
 
 def _label_cases(ax: Axes, cases: Sequence[Verification]) -> None:

@@ -23,6 +23,7 @@ from shiftscope.draw.style import (
     stack_panels,
     title,
 )
+from shiftscope.given import expect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +58,11 @@ def comparison_profile(
     Returns:
         A figure of three panels (two, of the weights, where nothing else was read in both), one
         column a site in order of execution.
+
+    Raises:
+        UsageError: It is no comparison.
     """
+    expect("comparison", comparison, Comparison)
     frame = comparison.frame
     if frame.empty:
         return empty_figure("Before and after", "the snapshots have no sites")

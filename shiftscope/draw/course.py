@@ -19,12 +19,13 @@ from shiftscope.draw.reasons import lost
 from shiftscope.draw.tables import Array, column
 from shiftscope.errors import UsageError
 from shiftscope.findings.timeline import main_phase
+from shiftscope.given import expect
+from shiftscope.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from shiftscope.snapshot import Snapshot
-    from shiftscope.trace import Trace
 
 __all__ = ["Course", "shade_cells", "shade_windows", "step_axis"]
 
@@ -61,8 +62,9 @@ class Course:
             The windows, in the order of steps.
 
         Raises:
-            UsageError: There is no finished window of that phase.
+            UsageError: It is no trace, or has no finished window of that phase.
         """
+        expect("the run", trace, Trace)
         windows = list(trace.windows)
         chosen = main_phase(windows) if phase is None else [w for w in windows if w.phase == phase]
         if not chosen:

@@ -23,6 +23,7 @@ from shiftscope.draw.profile import depth_profile
 from shiftscope.draw.quantiles import BANDS, BOXES
 from shiftscope.draw.style import MANY, drawing, new_figure
 from shiftscope.draw.tables import by_site, column
+from shiftscope.given import expect
 from shiftscope.prediction import DepthPrediction, predict_depth
 from shiftscope.snapshot import Snapshot
 
@@ -64,7 +65,11 @@ def figures(snapshot: Snapshot, findings: Sequence[Finding] = ()) -> list[NamedF
     Returns:
         The figures that this snapshot has data for, most telling first; never an empty one. A
         snapshot without sites has none.
+
+    Raises:
+        UsageError: It is no snapshot.
     """
+    expect("snapshot", snapshot, Snapshot)
     drawn = [
         _profile(snapshot, findings),
         _layers(snapshot),

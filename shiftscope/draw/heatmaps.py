@@ -23,6 +23,7 @@ from shiftscope.draw.palette import COLORS
 from shiftscope.draw.style import drawing, empty_figure, new_figure, not_measured, title
 from shiftscope.draw.tables import Array
 from shiftscope.errors import UsageError
+from shiftscope.given import expect
 from shiftscope.snapshot import Snapshot
 
 __all__ = ["DIVERGING", "heat_map", "sequential", "stripes"]
@@ -70,8 +71,9 @@ def stripes(
         A figure of one row of three panels for each site.
 
     Raises:
-        UsageError: A named site has no picture.
+        UsageError: It is neither, or a named site has no picture.
     """
+    expect("the source", source, Snapshot, Mapping)
     pictures = source.pictures if isinstance(source, Snapshot) else source
     names = _chosen(pictures, sites)
     if not names:

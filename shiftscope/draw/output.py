@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from shiftscope.draw.style import DPI, drawing
 from shiftscope.files import atomic_file
+from shiftscope.given import expect
 
 __all__ = ["save_png", "to_png_bytes"]
 
@@ -23,7 +24,11 @@ def to_png_bytes(figure: Figure, dpi: int = DPI) -> bytes:
 
     Returns:
         The content of a PNG file.
+
+    Raises:
+        UsageError: It is no figure.
     """
+    expect("figure", figure, Figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()

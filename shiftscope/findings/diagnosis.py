@@ -17,6 +17,7 @@ from shiftscope.findings.thresholds import Thresholds
 from shiftscope.findings.timeline import main_phase, over_time
 from shiftscope.findings.units import dead_units, saturation
 from shiftscope.findings.variance import variance_collapse, weight_scale
+from shiftscope.given import each, expect
 
 if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
@@ -60,10 +61,16 @@ def diagnose(measured: Snapshot | Trace, thresholds: Thresholds | None = None) -
     Returns:
         Findings, worst first: one for each cause, with all its sites. An empty list means that
         nothing was found among what was measured.
+
+    Raises:
+        UsageError: It is neither snapshot nor trace, or the limits are no thresholds.
     """
+    from shiftscope.snapshot import Snapshot
     from shiftscope.trace import Trace  # behind it stands torch
 
-    limits = thresholds or Thresholds()
+    expect("measured", measured, Snapshot, Trace)
+    limits = Thresholds() if thresholds is None else thresholds
+    expect("thresholds", limits, Thresholds)
     if isinstance(measured, Trace):
         found = over_time(measured.windows, limits, _of_window)
     else:
@@ -87,7 +94,15 @@ def verdict(findings: Sequence[Finding], measured: Snapshot | Trace) -> dict[str
 
     Returns:
         ``{"severity": ..., "sentence": ...}``; severity is that of the worst finding.
+
+    Raises:
+        UsageError: An argument is of another kind.
     """
+    from shiftscope.snapshot import Snapshot
+    from shiftscope.trace import Trace  # behind it stands torch
+
+    expect("measured", measured, Snapshot, Trace)
+    findings = each("findings", findings, Finding)
     told = [finding for finding in findings if finding.severity != "info"]
     if not told:
         return {"severity": "info", "sentence": _all_clear(findings, measured)}

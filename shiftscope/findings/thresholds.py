@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from numbers import Real
+
+from shiftscope.errors import UsageError
+from shiftscope.given import shown
 
 __all__ = ["Thresholds"]
 
@@ -50,6 +54,9 @@ class Thresholds:
         lcw_index: Share of the shift that zero-sum weights must be able to remove to be advised.
         backward_excess: Ratio phi_bw/phi_fw from which zero-sum weights alone harm at depth.
         errors: Standard errors by which a number must exceed its threshold.
+
+    Raises:
+        UsageError: One of them is no number.
     """
 
     shift_share: float = _value(0.5, _SHIFT)
@@ -78,6 +85,16 @@ class Thresholds:
         1.2, "Kutsuna 2019, Proposition 6 generalised: ReLU 1.467, GELU 1.319, SiLU 1.212"
     )
     errors: float = _value(2.0, "two standard errors, about 95 % confidence")
+
+    def __post_init__(self) -> None:
+        """Refuse limits that nothing can be compared with."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, bool) or not isinstance(value, Real) or value != value:
+                raise UsageError(
+                    f"the threshold {item.name} is {shown(value)}, expected a number",
+                    f"leave it at {item.default}, or give another number",
+                )
 
     def source(self, name: str) -> str:
         """Where the default of a threshold comes from."""

@@ -14,6 +14,7 @@ from shiftscope.fix.constrain import METHODS, Change, constrain
 from shiftscope.fix.initialise import Rescaled, absorb_bias_, rescale_, standardize_
 from shiftscope.fix.preserving import preserve_means_
 from shiftscope.fix.unroll import LINEAR_MAPS
+from shiftscope.given import shown
 
 __all__ = ["FIXES", "Candidate", "candidate", "candidates_for"]
 
@@ -137,7 +138,7 @@ def candidate(
         UsageError: An unknown method, or a combination without meaning.
     """
     if method not in FIXES:
-        raise UsageError(f"unknown fix {method!r}", f"Use one of {', '.join(FIXES)}.")
+        raise UsageError(f"unknown fix {shown(method)}", f"Use one of {', '.join(FIXES)}.")
     if mean_preserving and method not in ("lcw", "lcw-projection", "lcw-data"):
         raise UsageError(
             f"{method!r} cannot preserve means", "Use lcw, lcw-projection or lcw-data with it."

@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from shiftscope.errors import UsageError
 from shiftscope.fix.unroll import LINEAR_MAPS
+from shiftscope.given import expect, shown
 
 __all__ = ["Sites", "choose", "obstacle"]
 
@@ -33,11 +34,7 @@ def choose(model: nn.Module, sites: Sites = "*") -> list[tuple[str, nn.Module]]:
         UsageError: Nothing is selected, a pattern matches nothing, or an argument is of another
             kind.
     """
-    if not isinstance(model, nn.Module):
-        raise UsageError(
-            f"expected a torch module, got {type(model).__name__}",
-            "Give the model itself, built and with its weights loaded.",
-        )
+    expect("the model", model, nn.Module)
     patterns = _patterns(sites)
     named = [(path.replace("_orig_mod.", ""), module) for path, module in model.named_modules()]
     carriers = [pair for pair in named if _carries(*pair)]
@@ -85,7 +82,7 @@ def _patterns(sites: Sites) -> list[str] | None:
     patterns = [sites] if isinstance(sites, str) else sites
     if not isinstance(patterns, Iterable) or not all(isinstance(p, str) for p in patterns):
         raise UsageError(
-            f"sites={sites!r} is neither a pattern, nor patterns, nor a predicate",
+            f"sites is {shown(sites)}, neither a pattern, nor patterns, nor a predicate",
             'Give e.g. sites="features.*" or sites=lambda path, module: ...',
         )
     return list(patterns)

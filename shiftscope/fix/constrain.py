@@ -14,6 +14,7 @@ from shiftscope.fix.attach import detach, method_of
 from shiftscope.fix.attach_many import attach_all, attach_by_data
 from shiftscope.fix.choose import Sites, choose, obstacle
 from shiftscope.fix.watchers import refuse_wrapped, shapes_of, warn_of_nothing, warn_of_optimizers
+from shiftscope.given import shown
 
 __all__ = ["METHODS", "Change", "constrain", "is_constrained", "release"]
 
@@ -113,7 +114,7 @@ def constrain(
         Kutsuna, ECML-PKDD 2019 (LCW); Chen and Ge, NeurIPS 2024 (GmP).
     """
     options = {"channelwise": channelwise, "scale": scale, "batch": batch, "momentum": momentum}
-    _check(method, options, dry_run)
+    _check(method, options)
     if dry_run and batch is not None:  # each mean depends on the constraints before it
         return constrain(copy.deepcopy(model), method, sites, batch=batch, momentum=momentum)
     layers = dict(choose(model, sites))
@@ -175,9 +176,9 @@ def is_constrained(model: nn.Module, method: str | None = None) -> bool:
     return bool(found) if method is None else method in found
 
 
-def _check(method: str, options: dict[str, Any], dry_run: bool) -> None:
+def _check(method: str, options: dict[str, Any]) -> None:
     if method not in METHODS:
-        raise UsageError(f"unknown method {method!r}", f"Use one of {', '.join(METHODS)}.")
+        raise UsageError(f"unknown method {shown(method)}", f"Use one of {', '.join(METHODS)}.")
     for name, value in options.items():
         if value is not None and value is not False and method not in _OPTIONS[name]:
             raise UsageError(
@@ -189,7 +190,7 @@ def _check(method: str, options: dict[str, Any], dry_run: bool) -> None:
         raise UsageError(f"expected a positive scale, got {scale}", "Give the norm of a row.")
     if momentum is not None and not 0 < momentum <= 1:
         raise UsageError(f"expected a momentum in (0, 1], got {momentum}", "Use e.g. 0.1.")
-    if method == "lcw-data" and options["batch"] is None and not dry_run:
+    if method == "lcw-data" and options["batch"] is None:
         raise UsageError(
             "method 'lcw-data' needs data to measure the mean input of each layer",
             "Give batch=x.",

@@ -19,7 +19,7 @@ from shiftscope.errors import DataError, MeasureError, UsageError
 from shiftscope.findings import Finding, diagnose
 from shiftscope.findings.reading import Reading
 from shiftscope.fix.architecture import architecture_advice
-from shiftscope.fix.candidates import Candidate, candidate, candidates_for
+from shiftscope.fix.candidates import FIXES, Candidate, candidate, candidates_for
 from shiftscope.fix.cautions import assumptions, warnings
 from shiftscope.fix.choose import Sites
 from shiftscope.fix.constrain import release
@@ -27,6 +27,7 @@ from shiftscope.fix.effects import gradient_effect, score, site_effects
 from shiftscope.fix.gram import gram_condition
 from shiftscope.fix.prescription import GradientEffect, Prescription
 from shiftscope.fix.watchers import on_a_copy
+from shiftscope.given import each, expect
 from shiftscope.snapshot import Snapshot
 
 __all__ = ["Prescription", "calibration", "output_change", "predict", "prescribe"]
@@ -73,7 +74,7 @@ def prescribe(
         when nothing was found and no methods are given.
 
     Raises:
-        UsageError: An unknown method.
+        UsageError: An unknown method, or an argument of another kind.
         DataError: No batch.
         MeasureError: The model cannot be measured.
 
@@ -87,6 +88,8 @@ def prescribe(
         ss.constrain(model, "lcw")
         ss.rescale_(model, batch)
     """
+    if snapshot is not None:
+        expect("snapshot", snapshot, Snapshot)
     model = unwrapped(model)
     batches_read = _kept(data, batches)
     before = snapshot or analyze(model, batches_read, loss_fn, dtype=dtype)
@@ -199,7 +202,8 @@ def _wanted(
         grave = [f.cause for f in findings if f.severity != "info"]
         return candidates_for(grave, sites)
     wanted: dict[Candidate, tuple[str, ...]] = {}
-    for method in [methods] if isinstance(methods, str) else methods:
+    known = f"give names such as {', '.join(FIXES[:3])}, or what candidate(...) gave"
+    for method in each("methods", methods, str, Candidate, remedy=known):
         for item in [method] if isinstance(method, Candidate) else _variants(method, sites):
             wanted[item] = ()
     return wanted

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shiftscope.findings.finding import short
+from shiftscope.given import whole
 from shiftscope.integrations.sink import headline
 from shiftscope.reporting.words import printable
 from shiftscope.snapshot import Snapshot
@@ -33,10 +34,13 @@ class LiveTable:
     Args:
         sites: How many sites to show.
         console: Where to print; None takes stderr, so that results on stdout stay clean.
+
+    Raises:
+        UsageError: The number of sites is none.
     """
 
     def __init__(self, sites: int = _WORST, console: Console | None = None) -> None:
-        self.sites = sites
+        self.sites = whole("sites", sites, 1, "leave it out to show the worst dozen")
         self.console = Console(stderr=True) if console is None else console
         self._live: Live | None = None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from shiftscope.errors import UsageError
 from shiftscope.files import unwritable
+from shiftscope.given import shown
 
 __all__ = ["FILE_REMEDY", "check_file", "check_folder", "file_path"]
 
@@ -81,7 +82,9 @@ def _path(given: Any, remedy: str) -> Path:
     try:
         path = Path(given)
     except TypeError as error:
-        raise UsageError(f"cannot write {given!r}: {error}", remedy) from error
+        raise UsageError(
+            f"cannot write {shown(given)}: it names no file or folder", remedy
+        ) from error
     if "\0" in str(path):
         raise UsageError(f"cannot write {str(path)!r}: a NUL byte is in its name", remedy)
     return path

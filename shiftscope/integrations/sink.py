@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from shiftscope.errors import ShiftscopeError, UsageError
 from shiftscope.findings.headline import headline
+from shiftscope.given import each, shown
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Window
 
@@ -81,8 +82,11 @@ class Outlet:
 
         Args:
             trace: The trace of a probe, or its windows.
+
+        Raises:
+            UsageError: It is none.
         """
-        for window in trace:
+        for window in each("trace", trace, Window):
             if window.last > self._written.get(window.phase, -1):
                 self._written[window.phase] = window.last
                 self._hand_out(window)
@@ -121,14 +125,13 @@ def checked(sinks: Any) -> tuple[Sink, ...]:
     """
     if isinstance(sinks, Sink) or not isinstance(sinks, Iterable):
         raise UsageError(
-            f"sinks must be a list, got {type(sinks).__name__}", 'e.g. sinks=[JsonLines("a.jsonl")]'
+            f"sinks must be a list, got {shown(sinks)}", 'e.g. sinks=[JsonLines("a.jsonl")]'
         )
     found = tuple(sinks)
     for sink in found:
         if isinstance(sink, type) or not isinstance(sink, Sink):
-            kind = f"the class {sink.__name__}" if isinstance(sink, type) else repr(sink)[:60]
             raise UsageError(
-                f"a sink has the methods write and close, got {kind}",
+                f"a sink has the methods write and close, got {shown(sink)}",
                 'give one that is made, such as JsonLines("run.jsonl")',
             )
     return found
@@ -142,13 +145,13 @@ def feed(trace: Iterable[Window], *sinks: Sink) -> None:
         sinks: Where to write.
 
     Raises:
-        UsageError: One of them is no sink, or cannot be written.
+        UsageError: One of them is no sink, or cannot be written; or it is no trace.
     """
-    places = checked(sinks)
+    places, windows = checked(sinks), each("trace", trace, Window)
     with ExitStack() as stack:
         for sink in places:
             stack.callback(sink.close)
-        for window in trace:
+        for window in windows:
             for sink in places:
                 sink.write(window.last, window.phase, _with_range(window))
 

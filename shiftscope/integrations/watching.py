@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from shiftscope.capture.schedule import Schedule
 from shiftscope.capture.watch import Probe, watch
 from shiftscope.errors import UsageError
+from shiftscope.files import place_named
 from shiftscope.integrations.places import check_folder
 from shiftscope.integrations.run import Run
 from shiftscope.integrations.sink import Outlet, Sink, checked
@@ -42,7 +44,7 @@ class Watching:
         probe: The probe of the latest run; None before the first begins.
 
     Raises:
-        UsageError: One of the sinks is none.
+        UsageError: One of the sinks is none, or an argument has no meaning.
     """
 
     def __init__(
@@ -56,6 +58,9 @@ class Watching:
         **watch_options: Any,
     ) -> None:
         super().__init__()
+        Schedule(every, budget)  # refuses what is no schedule before a trainer is built on it
+        if out is not None:
+            place_named(out)
         self.options: dict[str, Any] = {"every": every, "budget": budget, **watch_options}
         self.sinks = checked(sinks)
         self.out = out

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shiftscope.columns import Array, as_float, mean_variance
+from shiftscope.given import expect
 from shiftscope.prediction.chain import Layer, chains, layers_of
 from shiftscope.snapshot import Snapshot
 from shiftscope.theory import SiteProfile, profile_for_sites, trainable_depth
@@ -105,9 +106,13 @@ def predict_depth(snapshot: Snapshot) -> DepthPrediction:
         Prediction and measurement, cut where the layers do not form a chain (residual sums,
         pooling, attention, ...): behind a cut the prediction starts again from the measured input.
 
+    Raises:
+        UsageError: It is no snapshot.
+
     Source: depth maps of Poole et al. (2016) and Schoenholz et al. (2017), with the gains of
     Kutsuna (2019), Propositions 4 to 6.
     """
+    expect("snapshot", snapshot, Snapshot)
     layers = layers_of(snapshot)
     parts, cuts = chains(layers)
     profiles = [_profile([layers[k] for k in part]) for part in parts]

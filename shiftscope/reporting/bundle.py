@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftscope.errors import UsageError
-from shiftscope.files import atomic_folder, strict_json
+from shiftscope.files import atomic_folder, place_named, strict_json
 from shiftscope.findings import Finding, diagnose, verdict
 from shiftscope.findings.headline import headline
+from shiftscope.given import each, expect
 from shiftscope.reporting.document import document
 from shiftscope.reporting.page import page
 from shiftscope.reporting.pictures import Picture
@@ -72,16 +73,19 @@ def report(
         The folder and its files.
 
     Raises:
-        UsageError: A format is not known, the trace is empty, or the folder cannot be written.
+        UsageError: A format is not known, an argument is of another kind, the trace is empty, or
+            the folder cannot be written.
     """
+    from shiftscope.snapshot import Snapshot
     from shiftscope.trace import Trace  # behind it stands torch
 
+    expect("measured", measured, Snapshot, Trace)
     wanted = _checked(formats)
     trace = measured if isinstance(measured, Trace) else None
     snapshot = measured.last if isinstance(measured, Trace) else measured
-    told = tuple(diagnose(measured) if findings is None else findings)
+    told = each("findings", diagnose(measured) if findings is None else findings, Finding)
     pictures = _pictures(snapshot, told, trace) if {"html", "png"} & wanted else []
-    folder = Path(out)
+    folder = place_named(out)
     with atomic_folder(folder) as place:
         if "html" in wanted:
             text = page(snapshot, told, pictures, trace=trace)
@@ -101,12 +105,11 @@ def report(
 
 
 def _checked(formats: Iterable[str]) -> set[str]:
-    wanted = {formats} if isinstance(formats, str) else set(formats)
+    known = f"choose among {', '.join(FORMATS)}"
+    wanted = set(each("formats", formats, str, remedy=known))
     unknown = sorted(wanted - set(FORMATS))
     if unknown:
-        raise UsageError(
-            f"a report has no format {unknown[0]!r}", f"choose among {', '.join(FORMATS)}"
-        )
+        raise UsageError(f"a report has no format {unknown[0]!r}", known)
     return wanted
 
 

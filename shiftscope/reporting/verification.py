@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from shiftscope import __version__
 from shiftscope.errors import UsageError
-from shiftscope.files import atomic_folder, strict_json
+from shiftscope.files import atomic_folder, place_named, strict_json
+from shiftscope.given import each
 from shiftscope.reporting.page import Picture
 from shiftscope.reporting.words import number
 
@@ -56,24 +57,32 @@ def write_verification(
         The files.
 
     Raises:
-        UsageError: A format is not known, there is nothing to write, or no place to write it.
+        UsageError: A format is not known, there is nothing to write, or no place to write it, or
+            an argument is of another kind.
     """
-    wanted = {formats} if isinstance(formats, str) else set(formats)
+    verifications = _checked(verifications)
+    known = f"choose among {', '.join(_FORMATS)}"
+    wanted = set(each("formats", formats, str, remedy=known))
     unknown = sorted(wanted - set(_FORMATS))
     if unknown:
-        raise UsageError(
-            f"a report has no format {unknown[0]!r}", f"choose among {', '.join(_FORMATS)}"
-        )
-    if not verifications:
-        raise UsageError("there are no verifications to write", "run shiftscope.verify() first")
+        raise UsageError(f"a report has no format {unknown[0]!r}", known)
     pictures = _pictures(verifications) if {"html", "png"} & wanted else []
-    folder = Path(out)
+    folder = place_named(out)
     with atomic_folder(folder) as place:
         for name, content in _contents(verifications, pictures, wanted).items():
             (place / name).parent.mkdir(exist_ok=True)
             (place / name).write_bytes(content)
         names = [item.relative_to(place) for item in sorted(place.rglob("*")) if item.is_file()]
     return tuple(folder / name for name in names)
+
+
+def _checked(verifications: Any) -> tuple[Verification, ...]:
+    from shiftscope.theory.verification import Verification  # behind it stands torch
+
+    found = each("verifications", verifications, Verification)
+    if not found:
+        raise UsageError("there are no verifications to write", "run shiftscope.verify() first")
+    return found
 
 
 def _contents(

@@ -18,6 +18,7 @@ import torch
 from scipy import stats
 
 from shiftscope.errors import UsageError
+from shiftscope.given import each, expect, positive, shown, whole
 from shiftscope.theory.claims import Bench, Case, Claim, Comparison, Kind, Verdict, worst
 from shiftscope.theory.errata import ERRATA
 from shiftscope.theory.propositions import PROPOSITIONS
@@ -124,10 +125,10 @@ def verify(
             device that is not there.
     """
     claims = _chosen(propositions)
-    if samples < 1000:
-        raise UsageError(f"samples must be at least 1000, got {samples}", "Use the default 100000.")
-    if not 0 < alpha < 1:
+    samples = whole("samples", samples, 1000, "Use the default 100000.")
+    if not positive("alpha", alpha, "Use the default 0.01.") < 1:
         raise UsageError(f"alpha must lie between 0 and 1, got {alpha}", "Use the default 0.01.")
+    expect("device", device, str, torch.device, int, remedy="Use 'cpu' or 'cuda'.")
     jobs = [(claim, case) for claim in claims for case in claim.cases]
     report = _Reporter(progress, samples * sum(case.random for _, case in jobs))
     outcomes = [_run(claim, case, samples, seed, device, report) for claim, case in jobs]
@@ -140,14 +141,12 @@ def verify(
 
 def _chosen(wanted: Iterable[int | str]) -> list[Claim]:
     """The claims asked for, each once, in their fixed order."""
-    asked = [wanted] if isinstance(wanted, int | str) else list(wanted)
     ids = {c.id for c in CLAIMS}
+    known = f"Use numbers 1 to 6 or: {', '.join(sorted(ids))}."
+    asked = each("propositions", wanted, int, str, remedy=known)
     for item in asked:
         if item not in ids and item not in range(1, 7):
-            raise UsageError(
-                f"no proposition or claim is called {item!r}",
-                f"Use numbers 1 to 6 or: {', '.join(sorted(ids))}.",
-            )
+            raise UsageError(f"no proposition or claim is called {item!r}", known)
     return [c for c in CLAIMS if c.id in asked or any(n in asked for n in c.propositions)]
 
 
@@ -185,7 +184,7 @@ def _generator(device: str) -> torch.Generator:
         return torch.Generator(device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"device {device!r} cannot be used: {reason}", "Use 'cpu'.") from None
+        raise UsageError(f"device {shown(device)} cannot be used: {reason}", "Use 'cpu'.") from None
 
 
 def _seed_of(text: str) -> int:

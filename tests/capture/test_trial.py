@@ -309,7 +309,7 @@ def test_an_old_trace_is_small() -> None:
         ({"loss_fn": "mse"}, "loss_fn is 'mse'"),
         ({"device": "gpu"}, "device is 'gpu'"),
         ({"dtype": torch.int64}, "expected a floating dtype"),
-        ({"model": torch.ones(2)}, "the model is Tensor"),
+        ({"model": torch.ones(2)}, "the model is a Tensor"),
         ({"rows": 1}, "rows must be at least 2"),
         ({"lr": math.nan}, "positive number"),
         ({"optimizer": lambda p: "adam"}, "not a torch optimizer"),

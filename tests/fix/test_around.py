@@ -153,9 +153,9 @@ def test_the_order_in_memory_comes_back() -> None:
         (lambda: ss.constrain(net(), "cwn", scale=-1.0), "positive scale"),
         (lambda: ss.constrain(net(), sites=["0", "9"]), "sites='9'"),
         (lambda: ss.constrain(net(), sites=3), "neither a pattern"),  # type: ignore[arg-type]
-        (lambda: ss.constrain(None), "expected a torch module, got NoneType"),  # type: ignore[arg-type]
-        (lambda: ss.constrain(net().state_dict()), "expected a torch module"),  # type: ignore[arg-type]
-        (lambda: ss.release("q"), "expected a torch module, got str"),  # type: ignore[arg-type]
+        (lambda: ss.constrain(None), "the model is None, expected a torch.nn.Module"),  # type: ignore[arg-type]
+        (lambda: ss.constrain(net().state_dict()), "the model is an OrderedDict"),  # type: ignore[arg-type]
+        (lambda: ss.release("q"), "the model is 'q'"),  # type: ignore[arg-type]
     ],
 )
 def test_mistakes_are_told(act: Any, words: str) -> None:
