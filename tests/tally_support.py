@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shiftscope.capture import device_reader, ledger
-from shiftscope.tally import Tally
+from shiftscope.tally import Tally, transfer
 from shiftscope.tally.native import built
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -96,3 +96,16 @@ def read_by(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
         interpret_triton()
         monkeypatch.setattr(device_reader, "usable", lambda device: True)
     monkeypatch.setattr(ledger, "built", lambda: chosen == "compiled")
+
+
+def as_if_on_a_device(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Let every tensor be moved as if none lay where it is wanted; the runs of bytes are listed."""
+    runs: list[torch.Size] = []
+
+    def sent(run: torch.Tensor, device: torch.device) -> torch.Tensor:
+        runs.append(run.shape)
+        return run.to(device, copy=True)
+
+    monkeypatch.setattr(transfer, "_lies_on", lambda tensor, device: False)
+    monkeypatch.setattr(transfer, "_sent", sent)
+    return runs
