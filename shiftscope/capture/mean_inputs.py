@@ -107,5 +107,5 @@ class MeanImages:
 def _on_device(samples: Tensor | float, total: Tensor) -> Tensor:
     """A number in float64 where the total lies, without a copy that would wait for the device."""
     if isinstance(samples, Tensor):
-        return samples.to(total.device, torch.float64)
+        return samples.double()
     return total.new_full((), samples, dtype=torch.float64)

@@ -319,7 +319,7 @@ def _bias_of(op: LinearOp, sums: Tensor) -> Tensor:
     outputs = sums.shape[1]
     if op.bias is None or not is_readable(op.bias):
         return sums.new_full((outputs,), torch.nan)
-    bias = op.bias.detach().to(sums.device, torch.float64, copy=True)
+    bias = op.bias.detach().to(torch.float64, copy=True)
     return bias if bias.shape == (outputs,) else bias.expand(outputs).clone()
 
 
