@@ -175,14 +175,7 @@ class LeanRecorder(Ledger):
             for state, op, a in found
             if op is not None and a is not None and op.x2 is None and is_readable(op.weight)
         ]
-        bare = [
-            (state, op, moments)
-            for state, op, moments in sites
-            if op.patches is None and state.mean_input is None and state.facts is None
-        ]
-        made = rows_inputs([(op, moments) for _, op, moments in bare])
-        for (state, _, _), mean_input in zip(bare, made, strict=True):
-            state.mean_input = mean_input
+        _give_inputs(sites)
         powers = [input_power(moments) for _, _, moments in sites]
         powers = to_devices(powers, [op.weight.device for _, op, _ in sites])
         floors = [rounding_scale(op, p) for (_, op, _), p in zip(sites, powers, strict=True)]
@@ -305,6 +298,18 @@ class LeanRecorder(Ledger):
         """Record one gradient stream; called from autograd's threads."""
         if grad.shape[dim] and not grad.is_sparse:
             self.take(self.slot(state, name), grad, kind_of(grad, dim), dim)
+
+
+def _give_inputs(sites: Sequence[tuple[SiteState, LinearOp, Moments]]) -> None:
+    """Give the sites whose inputs are rows their mean inputs, unless the facts know them."""
+    bare = [
+        (state, op, moments)
+        for state, op, moments in sites
+        if op.patches is None and state.mean_input is None and state.facts is None
+    ]
+    made = rows_inputs([(op, moments) for _, op, moments in bare])
+    for (state, _, _), mean_input in zip(bare, made, strict=True):
+        state.mean_input = mean_input
 
 
 def _join(known: dict[int, Moments], slot: int, moments: Moments) -> bool:
