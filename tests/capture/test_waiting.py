@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tally_support import READERS, NoWaiting, as_if_on_a_device, read_by
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,9 +23,11 @@ import shiftscope as ss
 from shiftscope.capture import lean, recorder, weights
 from shiftscope.capture.blocks import Block
 from shiftscope.capture.lean import LeanRecorder
+from shiftscope.capture.linear_ops import LINEAR_OPS
 from shiftscope.capture.totals import Totals
+from shiftscope.capture.weights import MeanInput, OpenFacts, close_facts
 from shiftscope.capture.windows import OpenWindow
-from shiftscope.record import SiteRecord
+from shiftscope.record import SiteRecord, WeightFacts
 from shiftscope.tally import transfer
 from shiftscope.trace import Window
 
@@ -225,3 +229,23 @@ def test_what_is_moved_says_the_same(
         found = got.records[site].to_arrays()
         for key, value in record.to_arrays().items():
             np.testing.assert_array_equal(found[key], value, err_msg=f"{site} {key}")
+
+
+@pytest.mark.parametrize("kernel", [(), (3, 3)])
+def test_open_facts_merge_as_closed_ones(kernel: tuple[int, ...]) -> None:
+    """Weights that are gone when the window ends are read at each call, and averaged there."""
+    torch.manual_seed(0)
+    opened = []
+    for rows in (3, 5, 4):
+        weight = torch.randn(5, 4, *kernel)
+        image = torch.randn(rows, 4, *[6] * len(kernel))
+        call = (image, weight, torch.randn(5))
+        op = LINEAR_OPS[F.conv2d if kernel else F.linear](call, {}, lambda w: True)
+        assert op is not None
+        found = OpenFacts.of(op, MeanInput.of(op, image), rows)
+        assert found is not None
+        opened.append(found)
+    got = close_facts({"x": reduce(OpenFacts.merge, opened)})["x"].to_arrays()
+    apart = close_facts({str(number): facts for number, facts in enumerate(opened)})
+    for name, value in reduce(WeightFacts.merge, apart.values()).to_arrays().items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-14, atol=1e-15, err_msg=name)
