@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shiftscope.capture import device_reader, ledger
-from shiftscope.tally import Tally
+from shiftscope.tally import Tally, transfer
 from shiftscope.tally.native import built
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -96,3 +98,37 @@ def read_by(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
         interpret_triton()
         monkeypatch.setattr(device_reader, "usable", lambda device: True)
     monkeypatch.setattr(ledger, "built", lambda: chosen == "compiled")
+
+
+def as_if_on_a_device(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Let every tensor be moved as if none lay where it is wanted.
+
+    Returns:
+        A list that grows by each run of bytes that is moved to the host.
+    """
+    runs: list[torch.Size] = []
+
+    def sent(run: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if device is transfer._CPU:  # itself: other devices are told by the tensors
+            runs.append(run.shape)
+        return run.to(device, copy=True)
+
+    monkeypatch.setattr(transfer, "_lies_on", lambda tensor, device: False)
+    monkeypatch.setattr(transfer, "_sent", sent)
+    return runs
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses every operation whose result, or whose shape, the host would have to wait for."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = str(func.overloadpacket).removeprefix("aten.")
+        assert name.strip("_") not in {w.strip("_") for w in self.WAITING}, name
+        for value in args[1] if name == "index" else ():
+            assert value is None or value.dtype != torch.bool
+        assert "device" not in (kwargs or {}) or name != "_to_copy"
+        return func(*args, **(kwargs or {}))

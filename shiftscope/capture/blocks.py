@@ -16,6 +16,7 @@ from torch import Tensor
 from shiftscope.capture.readings import RAW, Reading
 from shiftscope.capture.totals import Total, groups_of, places_of
 from shiftscope.tally import Moments
+from shiftscope.tally.transfer import to_devices
 
 __all__ = ["BIG", "COARSE", "HOPELESS", "LOST", "SMALL", "Block", "Key"]
 
@@ -49,7 +50,7 @@ class Block:
         self.ends = list(accumulate(widths))
         self.starts = [0, *self.ends[:-1]]
         device = readings[0].mean.device
-        self._widths = torch.tensor(widths, device=device)
+        self._widths = _placed(torch.tensor(widths, device="cpu"), device)
         self.single, self.groups = groups_of(key[0], key[1], widths)
         grouped = sum(group.width for group in self.groups)
         self._turns = [*self._members(device)]
@@ -177,8 +178,8 @@ class Block:
                 columns += range(start, start + group.width) if known else [0] * group.width
                 there += [float(known)] * group.width
             yield (
-                torch.tensor(columns, device=device),
-                torch.tensor(there, dtype=torch.float64, device=device),
+                _placed(torch.tensor(columns, device="cpu"), device),
+                _placed(torch.tensor(there, dtype=torch.float64, device="cpu"), device),
             )
 
     def _finite(self, mean: Tensor, variance: Tensor) -> Tensor | None:
@@ -203,28 +204,56 @@ class Block:
         return self._constants[1]
 
     def _columns(self, values: list[float]) -> Tensor:
-        each = torch.tensor(values, dtype=torch.float64, device=self._widths.device)
+        made = torch.tensor(values, dtype=torch.float64, device="cpu")
+        each = _placed(made, self._widths.device)
         return each.repeat_interleave(self._widths, output_size=self.ends[-1])
 
-    def totals(self) -> Iterator[Total]:
-        """What all steps gave, for each stream; ``lost`` are whole readings."""
-        (count, mean, m2), lost, first, doubt = (
-            t.detach().cpu() for t in (self.record, self.lost, self.first, self.doubt)
-        )
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """What :meth:`moments` and :meth:`totals` are taken from, where it lies."""
+        return self.record, self.doubt, self.lost, self.first
+
+    def moments(self, columns: Sequence[Tensor]) -> Iterator[tuple[int, Moments]]:
+        """Averages over the steps so far for each stream; nothing waits for the device.
+
+        Args:
+            columns: Those of this object, or copies of them elsewhere.
+        """
+        (count, mean, m2), doubt = columns[:2]
         mean = torch.where(count > 0, mean, torch.nan)
         std = (m2 / count.clamp(min=1.0)).sqrt()
         scale = torch.maximum(mean.nan_to_num().abs(), std)
+        count = count.long()
         for slot, numbers, at in places_of(self.single, self.groups, self.ends):
             eps = max(self.key[2][number][1] for number in numbers)
-            own = [slice(self.starts[number], self.ends[number]) for number in numbers]
             # A doubted column says so whatever it is merged with: its spread is below 4 eps·scale.
             told = std[at] / (2 * eps) + torch.finfo(torch.float32).tiny
-            doubted = torch.stack([doubt[part] for part in own]).any(0)
+            doubted = torch.stack([doubt[part] for part in self._parts(numbers)]).any(0)
             size = torch.where(doubted, torch.maximum(scale[at], told), scale[at])
-            moments = Moments(count[at].long(), mean[at], m2[at], eps, size)
+            yield slot, Moments(count[at], mean[at], m2[at], eps, size)
+
+    def totals(self, columns: Sequence[Tensor]) -> Iterator[Total]:
+        """What all steps gave, for each stream; ``lost`` are whole readings.
+
+        Args:
+            columns: Those of this object, on the CPU.
+        """
+        _, _, lost, first = columns
+        places = places_of(self.single, self.groups, self.ends)
+        for (_, numbers, _), (slot, moments) in zip(places, self.moments(columns), strict=True):
+            own = self._parts(numbers)
             since = torch.cat([first[part] for part in own])
             known = since[since >= 0]
             yield Total(
                 *(slot, moments, torch.stack([lost[part] for part in own]).sum(0)),
                 int(known.min()) if len(known) else -1,
             )
+
+    def _parts(self, numbers: Sequence[int]) -> list[slice]:
+        """The columns of some readings."""
+        return [slice(self.starts[number], self.ends[number]) for number in numbers]
+
+
+def _placed(made: Tensor, device: torch.device) -> Tensor:
+    """A table made on the CPU, where it is used; the step that needs it waits for no device."""
+    return to_devices([made], [device])[0]

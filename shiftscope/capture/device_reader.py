@@ -97,6 +97,10 @@ class DeviceReaders:
             except Exception as error:  # this step is lost, and training goes on
                 self._give_up(reader.device, error)
 
+    def opened(self) -> list[Totals]:
+        """The accumulators of the steps so far, which go on."""
+        return [totals for reader in self._known() for totals in reader.opened()]
+
     def close(self) -> list[Totals]:
         """The accumulators of the steps so far; new ones begin."""
         return [totals for reader in self._known() for totals in reader.close()]

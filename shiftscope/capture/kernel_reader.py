@@ -105,10 +105,14 @@ class KernelReader:
                 block = self._block = Block(key, readings, flags)
             self._heed(block, block.add(readings, inverse, step))
 
-    def close(self) -> Block | None:
+    def opened(self) -> list[Block]:
+        """The accumulators of the steps so far, which go on."""
+        return [] if self._block is None else [self._block]
+
+    def close(self) -> list[Block]:
         """The accumulators of the steps so far; new ones begin."""
-        block, self._block = self._block, None
-        return block
+        closed, self._block = self.opened(), None
+        return closed
 
     def _heed(self, block: Block, codes: Tensor | None) -> None:
         """Change how doubtful places are read from now on; without waiting for the device."""

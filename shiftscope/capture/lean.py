@@ -6,7 +6,7 @@ How tensors are read and the readings of a step merged is the business of the le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,16 +15,24 @@ from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.blocks import Block
-from shiftscope.capture.ledger import Found, Ledger
+from shiftscope.capture.ledger import Found, Ledger, together
 from shiftscope.capture.linear_ops import LinearOp
-from shiftscope.capture.mean_inputs import rows_input
+from shiftscope.capture.mean_inputs import rows_input, rows_inputs
 from shiftscope.capture.readings import kind_of
-from shiftscope.capture.recorder import SiteState, keep_weight, shown_name
+from shiftscope.capture.recorder import SiteState, keep_weight
 from shiftscope.capture.sampling import PICTURE_ROWS
+from shiftscope.capture.streams import shown_name
 from shiftscope.capture.totals import Total, Totals
-from shiftscope.capture.weights import MeanInput, rounding_scale, weight_facts
+from shiftscope.capture.weights import (
+    MeanInput,
+    OpenFacts,
+    input_power,
+    is_readable,
+    rounding_scale,
+)
 from shiftscope.record import SiteInfo, SiteRecord, Stream
-from shiftscope.tally import Counts, Extrema, Moments
+from shiftscope.tally import Counts, Extrema, Moments, RowSample
+from shiftscope.tally.transfer import groups_to_host, tallies_to_host, to_devices, to_host
 from shiftscope.theory.saturation import saturation_bounds
 
 __all__ = ["LeanRecorder"]
@@ -40,12 +48,16 @@ class LeanRecorder(Ledger):
 
     # -- the end of a window --------------------------------------------------------------------
 
-    def _add_all(self, totals: Totals | Block, add: Callable[[int, Moments], None]) -> None:
-        self._note_floors(totals.key[0], totals.key[1])
-        for total in totals.totals():
-            add(total.slot, total.moments)
-            if bool((total.lost > 0).any()):
-                self._note_loss(total)
+    def _add_all(
+        self, closed: Sequence[Totals | Block], add: Callable[[int, Moments], None]
+    ) -> None:
+        columns = groups_to_host([totals.columns for totals in closed])
+        for totals, own in zip(closed, columns, strict=True):
+            self._note_floors(totals.key[0], totals.key[1])
+            for total in totals.totals(own):
+                add(total.slot, total.moments)
+                if bool((total.lost > 0).any()):
+                    self._note_loss(total)
 
     def _note_loss(self, total: Total) -> None:
         state, name = self.slots[total.slot]
@@ -67,34 +79,41 @@ class LeanRecorder(Ledger):
                 self._fed_by[state] = wrote[number]
 
     def _add_total(self, slot: int, moments: Moments) -> None:
-        moments = moments.to("cpu")
-        before = self._totals.get(slot)
-        if before is not None and len(before.mean) != len(moments.mean):
+        if not _join(self._totals, slot, moments):
             state, name = self.slots[slot]
             state.notes[f"{name} had several widths; only the first is kept"] = None
-            return
-        self._totals[slot] = moments if before is None else before.join(moments)
 
     def settle(self) -> None:
         """Read the weights now that the first step of a window has ended.
 
         Shifts and angles are those of this step: its weights and its mean inputs, while means and
-        variances go on to be averaged over all steps of the window.
+        variances go on to be averaged over all steps of the window. Nothing waits for the device:
+        the facts come to the CPU with everything else when the window ends.
         """
-        self._fold()
-        self._mean_images.hand_out()
-        for state in self.states.values():
-            op, a, z = state.weight, self._known(state, "a"), self._known(state, "z")
-            if op is None or op.x2 is not None or a is None or z is None or state.facts is not None:
-                continue
-            mean_input = rows_input(op, a) if op.patches is None else state.mean_input
-            facts = weight_facts(op, mean_input, int(z.count.max()))
-            if facts is not None:
-                state.facts = replace(facts, z_mean=z.mean.numpy())
+        with torch._C.DisableTorchFunction():
+            self._mean_images.hand_out()
+            known = self._so_far()
+            for state in self.states.values():
+                a, z = (known.get(self._numbers.get((state.info.site, n), -1)) for n in "az")
+                if state.facts is None and a is not None and z is not None:
+                    self._read_weight(state, a, z)
 
-    def _known(self, state: SiteState, name: str) -> Moments | None:
-        number = self._numbers.get((state.info.site, name))
-        return None if number is None else self._totals.get(number)
+    def _read_weight(self, state: SiteState, a: Moments, z: Moments) -> None:
+        op = state.weight
+        if op is None or op.x2 is not None:
+            return
+        mean_input = rows_input(op, a) if op.patches is None else state.mean_input
+        facts = OpenFacts.of(op, mean_input, z.count.max())
+        if facts is not None:
+            state.facts = replace(facts, z_mean=z.mean)
+
+    def _so_far(self) -> dict[int, Moments]:
+        """Moments of the steps so far where they lie; accumulators stay open."""
+        known = dict(self._totals)
+        for totals in self._opened():
+            for slot, moments in totals.moments(totals.columns):
+                _join(known, slot, moments)
+        return known
 
     def records(self, *, backward: bool = True) -> dict[str, SiteRecord]:
         """The frozen records of all flushed steps since the last :meth:`restart`."""
@@ -102,14 +121,17 @@ class LeanRecorder(Ledger):
             return self._records(backward)
 
     def _records(self, backward: bool) -> dict[str, SiteRecord]:
+        self._totals = dict(
+            zip(self._totals, tallies_to_host(list(self._totals.values())), strict=True)
+        )
         self._fold()
         for state in self.states.values():
             state.streams.clear()
-        known: dict[int, Extrema] = {}
+        samples, known = self._sampler.to_host(), dict[int, Extrema]()
         for slot, moments in self._totals.items():
-            self._to_stream(slot, moments, known)
+            self._to_stream(slot, moments, samples.get(slot), known)
         self._mean_images.hand_out()
-        floors = {state: self._finish(state) for state in self.states.values()}
+        floors = self._finish()
         for state in self.states.values():
             _raise_floor(state, floors.get(self._fed_by.get(state, state)))
         return super().records(backward=backward)
@@ -124,10 +146,12 @@ class LeanRecorder(Ledger):
         for state in self.states.values():
             state.restart()
 
-    def _to_stream(self, slot: int, moments: Moments, known: dict[int, Extrema]) -> None:
+    def _to_stream(
+        self, slot: int, moments: Moments, sample: RowSample | None, known: dict[int, Extrema]
+    ) -> None:
         """Complete a stream; ``known`` are the extrema of samples, which several streams share."""
         state, name = self.slots[slot]
-        sample, lost = self._sampler.get(slot), self._lost.get(slot)
+        lost = self._lost.get(slot)
         counts = extrema = None
         if sample is not None:
             rows = moments.count if lost is None else moments.count + lost
@@ -143,15 +167,19 @@ class LeanRecorder(Ledger):
         state.streams[name] = Stream(moments, extrema, counts, sample)
         state.seen[name] = int(moments.count.max())
 
-    def _finish(self, state: SiteState) -> Tensor | None:
-        """Complete the mean input of a linear site; the size of the terms its sums were made of."""
-        op, a = state.weight, state.streams.get("a")
-        if op is None or a is None or op.x2 is not None:
-            return None
-        if op.patches is None and state.mean_input is None and state.facts is None:
-            state.mean_input = rows_input(op, a.moments)
-        floor = rounding_scale(op, a)
-        return None if floor is None else floor.cpu()
+    def _finish(self) -> dict[SiteState, Tensor]:
+        """Complete the mean inputs of linear sites; the sizes of the terms their sums were of."""
+        found = [(state, state.weight, state.streams.get("a")) for state in self.states.values()]
+        sites = [
+            (state, op, a.moments)
+            for state, op, a in found
+            if op is not None and a is not None and op.x2 is None and is_readable(op.weight)
+        ]
+        _give_inputs(sites)
+        powers = [input_power(moments) for _, _, moments in sites]
+        powers = to_devices(powers, [op.weight.device for _, op, _ in sites])
+        floors = [rounding_scale(op, p) for (_, op, _), p in zip(sites, powers, strict=True)]
+        return dict(zip((state for state, _, _ in sites), to_host(floors), strict=True))
 
     # -- one op, parsed anew --------------------------------------------------------------------
 
@@ -254,7 +282,7 @@ class LeanRecorder(Ledger):
         inputs = op.x if op.arrange_x is None else op.arrange_x(op.x.detach())
         mean_input = MeanInput.of(op, inputs)
         rows = max(1, inputs.numel() // max(1, inputs.shape[op.x_dim]))
-        facts = weight_facts(op, mean_input, rows)
+        facts = OpenFacts.of(op, mean_input, rows)
         if facts is not None:
             state.facts = facts if state.facts is None else state.facts.merge(facts)
             state.weight = None
@@ -270,6 +298,27 @@ class LeanRecorder(Ledger):
         """Record one gradient stream; called from autograd's threads."""
         if grad.shape[dim] and not grad.is_sparse:
             self.take(self.slot(state, name), grad, kind_of(grad, dim), dim)
+
+
+def _give_inputs(sites: Sequence[tuple[SiteState, LinearOp, Moments]]) -> None:
+    """Give the sites whose inputs are rows their mean inputs, unless the facts know them."""
+    bare = [
+        (state, op, moments)
+        for state, op, moments in sites
+        if op.patches is None and state.mean_input is None and state.facts is None
+    ]
+    made = rows_inputs([(op, moments) for _, op, moments in bare])
+    for (state, _, _), mean_input in zip(bare, made, strict=True):
+        state.mean_input = mean_input
+
+
+def _join(known: dict[int, Moments], slot: int, moments: Moments) -> bool:
+    """Average moments into those of other steps; False where they are of another width."""
+    before = known.get(slot)
+    if before is not None and len(before.mean) != len(moments.mean):
+        return False
+    known[slot] = moments if before is None else Moments.join(*together(before, moments))
+    return True
 
 
 def _bounds(state: SiteState) -> tuple[float, float] | None:

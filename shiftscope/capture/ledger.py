@@ -23,6 +23,7 @@ from torch import Tensor
 from shiftscope.capture.blocks import Block
 from shiftscope.capture.compiled_reader import Columns, CompiledReader
 from shiftscope.capture.device_reader import DeviceReaders, Parts
+from shiftscope.capture.events import Event, count
 from shiftscope.capture.kernel_reader import KernelReader
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import Image, MeanImages
@@ -33,7 +34,7 @@ from shiftscope.capture.totals import Totals
 from shiftscope.tally import Moments
 from shiftscope.tally.native import built
 
-__all__ = ["Found", "Ledger"]
+__all__ = ["Found", "Ledger", "together"]
 
 Found = Any
 """What reading a tensor gives: Columns of the compiled reader, Parts of the one on a GPU, a Reading
@@ -42,23 +43,6 @@ by torch's kernels, or exact Moments."""
 _RECENT = 4
 _MANY = 2**23
 """Columns of unmerged readings that are merged before the step has ended."""
-
-Event = tuple[SiteState, str, tuple[int, int] | None]
-"""What happened at a site; of a call also the number of its forward pass and the samples in it."""
-
-_COUNTERS = {
-    "called": ("calls",),
-    "called, hooked": ("calls", "hooked"),
-    "hooked": ("hooked",),
-    "arrived": ("arrived",),
-    "due": ("arrived", "shares_due"),
-    "shared": ("arrived", "shares_due", "shares"),
-    "repeated": ("repeated",),
-    "shares": ("shares",),
-    "shares_due": ("shares_due",),
-    "calls": ("calls",),
-}
-"""What happened -> the counters of a site that it raises."""
 
 
 class _Local(threading.local):
@@ -246,13 +230,12 @@ class Ledger(Recorder):
         for slot, moments in self._exact(kinds[Moments], inverse).items():
             add(slot, moments)
         if in_pieces:
-            for totals in self._closed():
-                self._add_all(totals, self._add_piece)
+            self._add_all(self._closed(), self._add_piece)
         if ended:
             for slot, moments in self._pieces.items():
                 self._add_total(slot, moments)
             self._pieces.clear()
-        _count(events)
+        count(events)
         self._mean_images.add(images)
         self._sampler.keep()
         self.epoch += ended
@@ -280,8 +263,7 @@ class Ledger(Recorder):
         ]
         if self._compiled is not None:
             closed.append(self._compiled.merge(kinds[Columns], self._gradient, inverse, self.step))
-        for totals in chain.from_iterable(closed):
-            self._add_all(totals, self._add_total)
+        self._add_all([*chain.from_iterable(closed)], self._add_total)
 
     def _exact(
         self, found: list[tuple[int, Moments]], inverse: Tensor | None
@@ -295,18 +277,21 @@ class Ledger(Recorder):
 
     def _add_piece(self, slot: int, moments: Moments) -> None:
         """Keep a piece of the running step: of a long one that was emptied before its end."""
-        self._pieces[slot] = _merged(self._pieces.get(slot), moments.to("cpu"))
+        self._pieces[slot] = _merged(self._pieces.get(slot), moments)
 
     def _closed(self) -> list[Totals | Block]:
         """The accumulators of all steps so far; the readers begin new ones."""
-        compiled: list[Totals] = [] if self._compiled is None else self._compiled.close()
-        block = self._kernels.close()
-        return [*compiled, *self._devices.close(), *([] if block is None else [block])]
+        compiled = [] if self._compiled is None else self._compiled.close()
+        return [*compiled, *self._devices.close(), *self._kernels.close()]
+
+    def _opened(self) -> list[Totals | Block]:
+        """The accumulators of all steps so far, which go on."""
+        compiled = [] if self._compiled is None else self._compiled.opened()
+        return [*compiled, *self._devices.opened(), *self._kernels.opened()]
 
     def _fold(self) -> None:
-        """Move what was merged so far into the totals of the window."""
-        for totals in self._closed():
-            self._add_all(totals, self._add_total)
+        """Move what was merged so far into the totals of the window; waits for the device."""
+        self._add_all(self._closed(), self._add_total)
 
     def discard(self) -> None:
         """Throw away what was read since the last flush."""
@@ -338,8 +323,10 @@ class Ledger(Recorder):
         self._local = _Local()  # what any thread read last has lost its place
         return taken[0], taken[1], taken[2]
 
-    def _add_all(self, totals: Totals | Block, add: Callable[[int, Moments], None]) -> None:
-        """Add the accumulators of steps of one structure: to the window, or to the step."""
+    def _add_all(
+        self, closed: Sequence[Totals | Block], add: Callable[[int, Moments], None]
+    ) -> None:
+        """Add accumulators, each of steps of one structure: to the window, or to the step."""
         raise NotImplementedError
 
     def _add_total(self, slot: int, moments: Moments) -> None:
@@ -372,25 +359,13 @@ def _merged(one: Moments | None, other: Moments) -> Moments:
     """Of one step; the first of several widths is kept."""
     if one is None or len(one.mean) != len(other.mean):
         return other if one is None else one
-    return one.merge(other)
+    return Moments.merge(*together(one, other))
 
 
-def _count(events: Sequence[Event]) -> None:
-    """Raise the counters of the sites; samples once for each forward pass."""
-    passes = set()
-    for state, what, where in events:
-        if what == "shared":  # one event in two
-            state.arrived += 1
-            state.shares_due += 1
-            state.shares += 1
-        elif what == "called, hooked":  # nearly all others
-            state.calls += 1
-            state.hooked += 1
-        else:
-            for name in _COUNTERS[what]:
-                setattr(state, name, getattr(state, name) + 1)
-        if where is not None and state.forward != where[0] and (state, where[0]) not in passes:
-            passes.add((state, where[0]))
-            state.samples += where[1]
-    for state, number in passes:
-        state.forward = max(state.forward, number)
+def together(one: Moments, other: Moments) -> tuple[Moments, Moments]:
+    """Moments that are to be put together, on the device of one of them if they are on two.
+
+    Not on the CPU where one is on a GPU: to bring it here is to wait for the GPU.
+    """
+    device = other.mean.device if one.mean.is_cpu else one.mean.device
+    return one.to(device), other.to(device)

@@ -12,8 +12,9 @@ from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.recorder import SiteState
 from shiftscope.capture.weights import MeanInput
 from shiftscope.tally import Moments
+from shiftscope.tally.transfer import to_devices
 
-__all__ = ["Image", "MeanImages", "rows_input"]
+__all__ = ["Image", "MeanImages", "rows_input", "rows_inputs"]
 
 Image = tuple[SiteState, LinearOp, Tensor, int, bool]
 """A site, its op, the mean image of a batch, its samples, and whether it is known to be finite."""
@@ -24,6 +25,14 @@ def rows_input(op: LinearOp, moments: Moments) -> MeanInput:
     rows = moments.count.max().double()
     mean = torch.where(moments.count > 0, moments.mean, 0.0)
     return MeanInput((mean * rows).reshape(op.groups, -1), rows)
+
+
+def rows_inputs(found: Sequence[tuple[LinearOp, Moments]]) -> list[MeanInput]:
+    """Likewise of many maps, each where its weight lies; nothing waits for a device."""
+    made = [rows_input(op, moments) for op, moments in found]
+    parts = [tensor for own in made for tensor in (own.total, own.rows)]
+    moved = to_devices(parts, [op.weight.device for op, _ in found for _ in range(2)])
+    return [MeanInput(*own) for own in zip(moved[::2], moved[1::2], strict=True)]
 
 
 @dataclass
@@ -86,10 +95,17 @@ class MeanImages:
             for size in spread.output_size:
                 positions *= size
             total = spread.patch_mean(entry.total) * positions
-            rows = torch.as_tensor(entry.samples, dtype=torch.float64, device=total.device)
+            rows = _on_device(entry.samples, total)
             made = MeanInput(total, rows * positions, spread)
             entry.state.mean_input = made.merge(entry.state.mean_input)
 
     def clear(self) -> None:
         """Begin a new window."""
         self._sums.clear()
+
+
+def _on_device(samples: Tensor | float, total: Tensor) -> Tensor:
+    """A number in float64 where the total lies, without a copy that would wait for the device."""
+    if isinstance(samples, Tensor):
+        return samples.double()
+    return total.new_full((), samples, dtype=torch.float64)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from shiftscope.capture.recorder import SiteState
 from shiftscope.capture.weights import is_readable
+from shiftscope.tally.transfer import groups_to_host
 
 __all__ = ["pictures"]
 
@@ -30,7 +33,11 @@ def pictures(states: dict[str, SiteState]) -> dict[str, dict[str, Any]]:
     """
     fitting = {name: state for name, state in states.items() if _paired(state)}
     ranked = sorted(fitting, key=lambda name: -_share(fitting[name]))[:_SITES]
-    return {name: _crop(fitting[name]) for name in ranked}
+    crops = groups_to_host([_crop(fitting[name]) for name in ranked])
+    return {
+        name: {"W": _array(w), "A": _array(a).T, "Z": _array(z).T}
+        for name, (w, a, z) in zip(ranked, crops, strict=True)
+    }
 
 
 def _paired(state: SiteState) -> bool:
@@ -47,19 +54,17 @@ def _share(state: SiteState) -> float:
     return share if np.isfinite(share) else -1.0
 
 
-def _crop(state: SiteState) -> dict[str, Any]:
+def _crop(state: SiteState) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of the weights, of the input and of the output."""
     z, a, op = state.streams["z"].sample, state.streams["a"].sample, state.weight
-    if z is None or a is None or op is None:
-        return {}
+    if z is None or a is None or op is None:  # never, where they are paired
+        return torch.empty(0, 0), torch.empty(0, 0), torch.empty(0, 0)
     rows = min(_SIDE, z.rows.shape[0], a.rows.shape[0])
-    return {
-        "W": _array(op.rows(op.weight)[:_SIDE, :_SIDE]),
-        "A": _array(a.rows[:rows, :_SIDE]).T,
-        "Z": _array(z.rows[:rows, :_SIDE]).T,
-    }
+    weights = op.rows(op.weight)[:_SIDE, :_SIDE].detach()
+    return weights, a.rows[:rows, :_SIDE], z.rows[:rows, :_SIDE]
 
 
-def _array(tensor: Any) -> np.ndarray[Any, Any]:
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     # A copy: the weights train on.
-    values: np.ndarray[Any, Any] = np.array(tensor.detach().float().cpu().numpy())
+    values: np.ndarray[Any, Any] = np.array(tensor.float().numpy())
     return values

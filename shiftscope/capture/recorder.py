@@ -18,13 +18,21 @@ from torch import Tensor
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.neuron_dims import Lies
-from shiftscope.capture.weights import MeanInput, rounding_scale, weight_facts
+from shiftscope.capture.streams import kept_streams
+from shiftscope.capture.weights import (
+    MeanInput,
+    OpenFacts,
+    close_facts,
+    input_power,
+    is_readable,
+    rounding_scale,
+)
 from shiftscope.given import whole
 from shiftscope.record import STREAMS, SiteInfo, SiteRecord, Stream, WeightFacts
 from shiftscope.tally import Counts, Extrema, Moments, RowSample
 from shiftscope.theory.saturation import saturation_bounds
 
-__all__ = ["RANK_STRIDE", "Recorder", "Settings", "SiteState", "keep_weight", "shown_name"]
+__all__ = ["RANK_STRIDE", "Recorder", "Settings", "SiteState", "keep_weight"]
 
 _INPUT_ROWS = 128
 RANK_STRIDE = 2**40
@@ -68,7 +76,7 @@ class SiteState:
     seen: dict[str, int] = field(default_factory=dict)
     mean_input: MeanInput | None = None
     weight: LinearOp | None = None
-    facts: WeightFacts | None = None
+    facts: OpenFacts | None = None
     hooked: int = 0
     arrived: int = 0
     repeated: int = 0
@@ -139,7 +147,10 @@ class Recorder:
         state = self._state(info)
         mean_input = MeanInput.of(op, inputs)
         a = mean_input.moments if op.x2 is not None else self._inputs(state, inputs, x_dim)
-        floor = rounding_scale(op, a) if a is not None else None
+        floor = None
+        if a is not None and is_readable(op.weight):
+            power = input_power(a.moments).to(op.weight.device)
+            floor = rounding_scale(op, power)
         z = self.reduce(state, "z", outputs, z_dim, floor=floor)
         with self._lock:
             self._add(state, "z", z, outputs.numel() // max(1, info.neurons))
@@ -287,7 +298,13 @@ class Recorder:
             backward: Whether a backward pass was run, so that missing gradients are to be noted.
         """
         called = {name: state for name, state in self.states.items() if state.calls}
-        return {name: _freeze(state, backward) for name, state in called.items()}
+        found = {name: _facts(state) for name, state in called.items()}
+        facts = close_facts({name: own for name, own in found.items() if own is not None})
+        streams = kept_streams({name: state.streams for name, state in called.items()})
+        return {
+            name: _freeze(state, backward, facts.get(name), streams[name])
+            for name, state in called.items()
+        }
 
 
 def _form(info: SiteInfo) -> tuple[int, int, str, str]:
@@ -327,7 +344,15 @@ def keep_weight(state: SiteState, op: LinearOp) -> None:
     state.weight = replace(op, x=torch.empty(0), x2=None, weight=op.weight.detach())
 
 
-def _freeze(state: SiteState, backward: bool) -> SiteRecord:
+def _facts(state: SiteState) -> OpenFacts | None:
+    if state.facts is not None or state.weight is None:
+        return state.facts
+    return OpenFacts.of(state.weight, state.mean_input, _rows_of(state))
+
+
+def _freeze(
+    state: SiteState, backward: bool, facts: WeightFacts | None, streams: dict[str, Stream]
+) -> SiteRecord:
     doubt = state.lies.doubt if state.lies is not None else ""
     notes = dict.fromkeys(filter(None, (doubt, *state.notes)))
     if backward and state.arrived < state.hooked:
@@ -340,16 +365,12 @@ def _freeze(state: SiteState, backward: bool) -> SiteRecord:
         ] = None
     if state.repeated:
         notes[f"{state.repeated} calls were part of more than one backward pass"] = None
-    facts = state.facts
     if facts is None and state.weight is not None:
-        facts = weight_facts(state.weight, state.mean_input, _rows_of(state))
-        if facts is None:
-            notes["the weights could not be read"] = None
+        notes["the weights could not be read"] = None
     if state.shares != state.shares_due:
         notes[
             f"{state.shares} of {state.shares_due} calls gave an input gradient: no backward gain"
         ] = None
-    streams = {name: _to_cpu(stream) for name, stream in _all_gradients(state.streams).items()}
     return SiteRecord(
         state.info,
         state.calls,
@@ -362,36 +383,5 @@ def _freeze(state: SiteState, backward: bool) -> SiteRecord:
     )
 
 
-def _all_gradients(streams: dict[str, Stream]) -> dict[str, Stream]:
-    """Calls whose input needs no gradient count for grad_z, but not for the backward gain."""
-    alone = streams.get("grad_z_alone")
-    if alone is None:
-        return streams
-    paired, every = streams.get("grad_z"), streams.get("grad_z_every")
-    if paired is None:
-        return streams | {"grad_z": alone}
-    if every is None or _rows(every) < _rows(paired) + _rows(alone):
-        every = paired.merge(alone)
-    return streams | {"grad_z": every, "grad_z_paired": paired}
-
-
-def _rows(stream: Stream) -> int:
-    return int(stream.moments.count.max())
-
-
-def shown_name(name: str) -> str:
-    """The stream of the report that numbers recorded under a name belong to."""
-    return name.removesuffix("_alone").removesuffix("_every")
-
-
 def _rows_of(state: SiteState) -> int:
     return max(1, state.seen.get("z", 0))
-
-
-def _to_cpu(stream: Stream) -> Stream:
-    moved = {
-        name: tally.to("cpu")
-        for name in ("moments", "extrema", "counts", "sample")
-        if (tally := getattr(stream, name)) is not None
-    }
-    return replace(stream, **moved)

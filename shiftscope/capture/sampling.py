@@ -10,6 +10,7 @@ from torch import Tensor
 from shiftscope.capture.readings import IMAGE, ROWS
 from shiftscope.capture.recorder import RANK_STRIDE, Settings
 from shiftscope.tally import RowSample
+from shiftscope.tally.transfer import tallies_to_host
 
 __all__ = ["PICTURE_ROWS", "Sampler"]
 
@@ -28,7 +29,6 @@ class Sampler:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._kept: dict[int, RowSample] = {}
-        self._moved: dict[int, RowSample] = {}
         self._drawn: list[tuple[int, RowSample]] = []
         self._shared: dict[int, tuple[Any, int, RowSample]] = {}
         self._seen: dict[int, int] = {}
@@ -71,7 +71,6 @@ class Sampler:
         """The step ended well."""
         drawn, self._drawn = self._drawn, []
         self._shared.clear()
-        self._moved.clear()
         for slot, sample in drawn:
             before = self._kept.get(slot)
             if before is None or before.rows.shape[1] == sample.rows.shape[1]:
@@ -83,21 +82,16 @@ class Sampler:
         self._drawn.clear()
         self._shared.clear()
 
-    def get(self, slot: int) -> RowSample | None:
-        """What was kept of a stream, on the CPU; streams that share a sample get the same one."""
-        sample = self._kept.get(slot)
-        if sample is None:
-            return None
-        moved = self._moved.get(id(sample))
-        if moved is None:
-            moved = self._moved[id(sample)] = sample.to("cpu")
-        return moved
+    def to_host(self) -> dict[int, RowSample]:
+        """What was kept of each stream, on the CPU; streams may share a sample."""
+        distinct = {id(sample): sample for sample in self._kept.values()}
+        moved = dict(zip(distinct, tallies_to_host(list(distinct.values())), strict=True))
+        return {slot: moved[id(sample)] for slot, sample in self._kept.items()}
 
     def clear(self) -> None:
         """Begin a new window."""
         self.drop()
         self._kept.clear()
-        self._moved.clear()
 
     def _rows_of(self, values: Tensor, place: int, size: int, start: int) -> RowSample:
         if values.dim() != 2 or place not in (-1, 1):

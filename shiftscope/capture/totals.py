@@ -156,20 +156,38 @@ class Totals(ABC):
     def _first_losses(self, data: Tensor) -> Mapping[int, int]:
         """Readings in which elements were not finite -> first step at which some were."""
 
-    def totals(self) -> Iterator[Total]:
-        """What all steps gave, for each stream."""
-        data = self.record.data.cpu()
-        first = self._first_losses(data)
-        count, mean, m2 = data[:3]
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """What :meth:`moments` and :meth:`totals` are taken from, where it lies."""
+        return (self.record.data,)
+
+    def moments(self, columns: Sequence[Tensor]) -> Iterator[tuple[int, Moments]]:
+        """Averages over the steps so far for each stream; nothing waits for the device.
+
+        Args:
+            columns: Those of this object, or copies of them elsewhere.
+        """
+        count, mean, m2 = columns[0][:3]
         mean = torch.where(count > 0, mean, torch.nan)
         std = (m2 / count.clamp(min=1.0)).sqrt()
         scale = torch.maximum(mean.nan_to_num().abs(), std)
+        count = count.long()
         for slot, numbers, at in places_of(self.single, self.groups, self.ends):
             eps = max(self._eps[number] for number in numbers)
-            moments = Moments(count[at].long(), mean[at], m2[at], eps, scale[at])
+            yield slot, Moments(count[at], mean[at], m2[at], eps, scale[at])
+
+    def totals(self, columns: Sequence[Tensor]) -> Iterator[Total]:
+        """What all steps gave, for each stream.
+
+        Args:
+            columns: Those of this object, on the CPU.
+        """
+        first = self._first_losses(columns[0])
+        places = places_of(self.single, self.groups, self.ends)
+        for (_, numbers, at), (slot, moments) in zip(places, self.moments(columns), strict=True):
             rows = sum(self._rows[number] for number in numbers)
             since = min((first[number] for number in numbers if number in first), default=-1)
-            yield Total(slot, moments, rows - count[at], since)
+            yield Total(slot, moments, rows - columns[0][0, at], since)
 
 
 class PagedReader(ABC):
@@ -229,8 +247,12 @@ class PagedReader(ABC):
             totals.add(pages, readings, inverse, step)
         self.give_back(pages)
 
+    def opened(self) -> list[Totals]:
+        """The accumulators of the steps so far, which go on."""
+        return list(self._open.values())
+
     def close(self) -> list[Totals]:
         """The accumulators of the steps so far; new ones begin."""
-        closed = list(self._open.values())
+        closed = self.opened()
         self._open.clear()
         return closed

@@ -17,6 +17,7 @@ from shiftscope.errors import UsageError
 from shiftscope.geometry.arguments import Padding, Size, each, pairs
 from shiftscope.geometry.axis import Axis, table
 from shiftscope.geometry.rows import row_facts
+from shiftscope.tally.transfer import to_devices
 
 __all__ = ["PatchMap"]
 
@@ -296,7 +297,7 @@ class PatchMap:
     def _on(self, device: torch.device | str, name: str) -> list[Tensor]:
         """One table for each dimension, as float64 on `device`."""
         tables = [torch.from_numpy(table(axis, name)) for axis in self._axes()]
-        return [values.to(device, non_blocking=True) for values in tables]
+        return to_devices(tables, [torch.device(device)] * len(tables))
 
     def _axes(self) -> list[Axis]:
         sizes = self.output_size

@@ -35,10 +35,10 @@ class Tally:
             A tally of the same values; this one if they lie there already.
         """
         wanted = torch.device(device)
-        values = vars(self).values()
-        if all(value.device == wanted for value in values if isinstance(value, Tensor)):
+        tensors = self.tensors()
+        if all(value.device == wanted for value in tensors.values()):
             return self
-        return replace(self, **{key: value.to(wanted) for key, value in self._tensors().items()})
+        return replace(self, **{key: value.to(wanted) for key, value in tensors.items()})
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The fields as numpy arrays, for saving; waits for the device.
@@ -75,9 +75,9 @@ class Tally:
             values[field.name] = array.item() if plain else torch.from_numpy(array.copy())
         return cls(**values)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        items = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: value for name, value in items if isinstance(value, Tensor)}
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are tensors, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def _check_fits(self, other: Self, mine: Tensor, theirs: Tensor) -> None:
         if mine.shape[-1] != theirs.shape[-1]:

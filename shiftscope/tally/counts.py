@@ -106,8 +106,8 @@ class Counts(Tally):
             UsageError: The numbers of neurons differ.
         """
         self._check_fits(other, self.count, other.count)
-        theirs = other._tensors()
-        return Counts(**{name: value + theirs[name] for name, value in self._tensors().items()})
+        theirs = other.tensors()
+        return Counts(**{name: value + theirs[name] for name, value in self.tensors().items()})
 
     @property
     def active_fraction(self) -> Tensor:

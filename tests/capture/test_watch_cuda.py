@@ -275,6 +275,25 @@ def test_the_first_step_waits_for_nothing_either() -> None:
                 probe.step()
 
 
+def test_the_end_of_a_window_copies_to_the_host_as_often_however_many_sites() -> None:
+    copies = []
+    for sites in (2, 12):
+        layers = [m for _ in range(sites) for m in (nn.Linear(6, 6), nn.Sigmoid())]
+        model = nn.Sequential(*layers).cuda()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        step = partial(_step, model, optimizer, torch.randn(7, 6, device="cuda"))
+        with ss.watch(model, optimizer, every=1, window=2) as probe:
+            for _ in range(3):
+                step()
+            with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+                step()
+                torch.cuda.synchronize()
+            assert len(probe.trace) == 2
+        copies.append(sum(e.count for e in seen.key_averages() if "DtoH" in e.key))
+    assert copies[0] == copies[1]
+    assert 0 < copies[0] <= 6
+
+
 def test_true_gradients_and_overflows_under_a_scaler() -> None:
     torch.manual_seed(0)
     model = mlp(64).cuda()

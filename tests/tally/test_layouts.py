@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tally_support import FLOATS, LAYOUTS, exactly, naive, rows_of, same
+from tally_support import FLOATS, LAYOUTS, NoWaiting, exactly, naive, rows_of, same
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shiftscope import tally
@@ -59,22 +59,6 @@ def test_other_dtypes_are_converted(dtype: torch.dtype) -> None:
     assert Extrema.of(x).high.tolist() == [1.0, 1.0]
     assert Counts.of(x).active.tolist() == [1, 2]
     assert RowSample.of(x, 5).quantiles([0.5]).tolist() == [[0.5, 1.0]]
-
-
-class NoWaiting(TorchDispatchMode):
-    """Refuses every operation whose result, or whose shape, the host would have to wait for."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = str(func.overloadpacket).removeprefix("aten.")
-        assert name.strip("_") not in {w.strip("_") for w in self.WAITING}, name
-        for value in args[1] if name == "index" else ():
-            assert value is None or value.dtype != torch.bool
-        assert "device" not in (kwargs or {}) or name != "_to_copy"
-        return func(*args, **(kwargs or {}))
 
 
 def record(x: torch.Tensor, dim: int) -> None:
