@@ -8,6 +8,7 @@
 * ``resnet``: ResNet-18 as used for CIFAR (3 x 3 stem, no pooling), batch 32.
 * ``wide``: 4 hidden layers of 4096 GELU units, batch 8192; for CUDA: its streams do not fit into
   the second-level cache of a GPU.
+* ``wide large``: 2 hidden layers of 8192 units, batch 32768; for bfloat16.
 * ``gpt large`` and ``resnet large``: such networks as they are trained on a GPU, whose kernels
   keep it busy: 8 layers of width 1024, 16 heads, 1024 tokens, batch 8; ResNet-18, batch 1024.
 """
@@ -27,7 +28,7 @@ import shiftscope as ss
 
 __all__ = ["NAMES", "Workload", "build"]
 
-NAMES = ("mlp", "gpt", "resnet", "wide", "gpt large", "resnet large")
+NAMES = ("mlp", "gpt", "resnet", "wide", "wide large", "gpt large", "resnet large")
 
 
 @dataclass
@@ -159,12 +160,12 @@ def _resnet(batch: int = 32) -> tuple[nn.Module, Tensor, Tensor]:
     return nn.Sequential(*blocks, *head), torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
 
 
-def _wide() -> tuple[nn.Module, Tensor, Tensor]:
+def _wide(depth: int = 4, width: int = 4096, batch: int = 8192) -> tuple[nn.Module, Tensor, Tensor]:
     layers: list[nn.Module] = []
-    for _ in range(4):
-        layers += [nn.Linear(4096, 4096), nn.GELU()]
-    model = nn.Sequential(*layers, nn.Linear(4096, 10))
-    return model, torch.randn(8192, 4096), torch.randint(10, (8192,))
+    for _ in range(depth):
+        layers += [nn.Linear(width, width), nn.GELU()]
+    model = nn.Sequential(*layers, nn.Linear(width, 10))
+    return model, torch.randn(batch, width), torch.randint(10, (batch,))
 
 
 _MAKERS: dict[str, Callable[[], tuple[nn.Module, Any, Any]]] = {
@@ -172,6 +173,7 @@ _MAKERS: dict[str, Callable[[], tuple[nn.Module, Any, Any]]] = {
     "gpt": _gpt,
     "resnet": _resnet,
     "wide": _wide,
+    "wide large": partial(_wide, 2, 8192, 32768),
     "gpt large": _gpt_large,
     "resnet large": partial(_resnet, 1024),
 }

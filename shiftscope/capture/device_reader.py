@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from shiftscope.capture.totals import PagedReader, Structure, Totals
 from shiftscope.tally.device import DeviceReader, DeviceRecord, Page, Parts, usable
 
 __all__ = ["DeviceReaders", "Parts"]
+
+_FACT = attrgetter("offset", "width", "parts", "rows")
 
 
 class DeviceReaders:
@@ -154,12 +157,12 @@ class _DeviceTotals(Totals):
     ) -> None:
         start = first = 0
         for place, page in enumerate(pages):
-            facts = [(r.offset, r.width, r.parts, r.rows) for r in page.readings]
+            facts = list(map(_FACT, page.readings))
             flags = self.gradient[first : first + len(facts)]
             options: Any = {"gradient": flags, "inverse": inverse, "turn": step, "key": place}
             self.record.merge(page, facts, start, drift=False, **options)
-            start += sum(width for _, width, _, _ in facts)
             first += len(facts)
+            start = self.ends[first - 1]
         if self.groups:
             self._add_groups(pages, inverse)
 

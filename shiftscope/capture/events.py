@@ -28,7 +28,8 @@ _COUNTERS = {
 
 def count(events: Sequence[Event]) -> None:
     """Raise the counters of the sites; samples once for each forward pass."""
-    passes = set()
+    passes: dict[int, set[SiteState]] = {}
+    pass_of, number, samples, mine = None, 0, 0, set[SiteState]()
     for state, what, where in events:
         if what == "shared":  # one event in two
             state.arrived += 1
@@ -40,8 +41,14 @@ def count(events: Sequence[Event]) -> None:
         else:
             for name in _COUNTERS[what]:
                 setattr(state, name, getattr(state, name) + 1)
-        if where is not None and state.forward != where[0] and (state, where[0]) not in passes:
-            passes.add((state, where[0]))
-            state.samples += where[1]
-    for state, number in passes:
-        state.forward = max(state.forward, number)
+        if where is None:
+            continue
+        if where is not pass_of:  # the calls of one pass come one after another
+            pass_of, (number, samples) = where, where
+            mine = passes.setdefault(number, set())
+        if state.forward != number and state not in mine:
+            mine.add(state)
+            state.samples += samples
+    for number, states in passes.items():
+        for state in states:
+            state.forward = max(state.forward, number)

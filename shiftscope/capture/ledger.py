@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ Found = Any
 """What reading a tensor gives: Columns of the compiled reader, Parts of the one on a GPU, a Reading
 by torch's kernels, or exact Moments."""
 
+_FIRST, _SECOND = itemgetter(0), itemgetter(1)
 _RECENT = 4
 _MANY = 2**23
 """Columns of unmerged readings that are merged before the step has ended."""
@@ -219,9 +221,7 @@ class Ledger(Recorder):
         pending, events, images = self._withdraw()
         pending += self._every_gradient(pending)
         inverse = self._inverse_scale()
-        kinds: dict[Any, list[Any]] = {Columns: [], Parts: [], Reading: [], Moments: []}
-        for item in pending:
-            kinds[type(item[1])].append(item)
+        kinds = _by_kind(pending)
         in_pieces = not ended or bool(self._pieces) or _mixed(kinds)
         if in_pieces:
             self._fold()  # so that what is closed below is of this step alone
@@ -246,11 +246,11 @@ class Ledger(Recorder):
         Those count for grad_z and not for the backward gain. Within a step all are merged exactly,
         so that the sum of both kinds needs a slot of its own.
         """
-        slots = {slot for slot, _ in pending}
+        slots = set(map(_FIRST, pending))
         for alone in self._alone & slots:
             state = self.slots[alone][0]
             paired = self._numbers.get((state.info.site, "grad_z"))
-            if paired in slots and alone not in self._every:
+            if paired is not None and paired in slots and alone not in self._every:
                 self._every[alone] = self._every[paired] = self.slot(state, "grad_z_every")
         every = self._every
         return [(every[slot], found) for slot, found in pending if slot in every] if every else []
@@ -349,8 +349,21 @@ class Ledger(Recorder):
         )
 
 
+def _by_kind(pending: list[tuple[int, Found]]) -> dict[Any, list[Any]]:
+    """Kind of reading -> slots and readings, in order."""
+    kinds: dict[Any, list[Any]] = {Columns: [], Parts: [], Reading: [], Moments: []}
+    found = set(map(type, map(_SECOND, pending)))
+    if len(found) == 1:
+        return kinds | {found.pop(): pending}
+    for item in pending:
+        kinds[type(item[1])].append(item)
+    return kinds
+
+
 def _mixed(kinds: dict[Any, list[Any]]) -> bool:
     """Whether some stream was read in several ways in one step."""
+    if sum(map(bool, kinds.values())) < 2:
+        return False
     ways = [{slot for slot, _ in found} for found in kinds.values() if found]
     return len(ways) > 1 and len(set().union(*ways)) < sum(len(slots) for slots in ways)
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from operator import add, attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
@@ -106,6 +107,8 @@ def places_of(
         yield group.slot, group.numbers, slice(start, start + group.width)
 
 
+_FIRST, _SECOND, _NUMBER = itemgetter(0), itemgetter(1), attrgetter("number")
+_FORM, _ROWS = attrgetter("width", "dtype"), attrgetter("rows")
 _STRUCTURES = 16
 """Structures whose totals are kept open; a training loop alternates between a few."""
 
@@ -144,7 +147,7 @@ class Totals(ABC):
             step: Its number.
         """
         self._add(pages, readings, inverse, step)
-        self._rows = [rows + r.rows for rows, r in zip(self._rows, readings, strict=True)]
+        self._rows = list(map(add, self._rows, map(_ROWS, readings)))
 
     @abstractmethod
     def _add(
@@ -190,6 +193,22 @@ class Totals(ABC):
             yield Total(slot, moments, rows - columns[0][0, at], since)
 
 
+def _written(
+    writes: Sequence[tuple[int, Any]], readings: Sequence[Any]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Slots and numbers of what was written.
+
+    Not of what another thread read before the last merging and wrote down after it.
+    """
+    found = list(map(_SECOND, writes))
+    numbers = tuple(map(_NUMBER, found))
+    inside = not numbers or max(numbers) < len(readings)
+    if inside and all(map(is_, map(readings.__getitem__, numbers), found)):
+        return tuple(map(_FIRST, writes)), numbers
+    known = [w for w in writes if any(w[1] is r for r in readings[w[1].number : w[1].number + 1])]
+    return tuple([slot for slot, _ in known]), tuple([r.number for _, r in known])
+
+
 class PagedReader(ABC):
     """Readings of the running step, and accumulators of the steps before it."""
 
@@ -228,20 +247,15 @@ class PagedReader(ABC):
             Accumulators of another structure that are closed now, as there were too many.
         """
         readings, pages = self.take()
-        # Not what another thread read before the last merging and wrote down after it.
-        number = len(readings)
-        known = [
-            (slot, r.number) for slot, r in writes if r.number < number and readings[r.number] is r
-        ]
-        if known:
-            slots, numbers = zip(*known, strict=True)
-            key: Structure = (slots, numbers, tuple([(r.width, r.dtype) for r in readings]))
+        slots, numbers = _written(writes, readings)
+        if slots:
+            key: Structure = (slots, numbers, tuple(map(_FORM, readings)))
             totals = self._open.get(key)
             if totals is None:
                 if len(self._open) == _STRUCTURES:
                     yield self._open.pop(next(iter(self._open)))
                 flags = [False] * len(readings)
-                for slot, number in known:
+                for slot, number in zip(slots, numbers, strict=True):
                     flags[number] |= gradient[slot]
                 totals = self._open[key] = self._new(key, readings, flags)
             totals.add(pages, readings, inverse, step)

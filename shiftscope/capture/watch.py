@@ -34,8 +34,9 @@ from shiftscope.trace import Trace
 
 __all__ = ["Probe", "watch"]
 
-_SPAN = 100
-"""Training steps that one window spans where every step, or every few, is recorded."""
+_SPAN, _FEWEST = 100, 10
+"""Training steps that one window spans where every step, or every few, is recorded; and recorded
+steps in it, as the end of a window costs about as much as ten of them where steps are short."""
 
 
 def watch(
@@ -67,7 +68,8 @@ def watch(
         rows: Largest row sample for quantiles.
         scaler: The ``GradScaler``, for true gradients; overflow steps are left out. If it is not
             given, the one that makes the first recorded step is found.
-        window: Recorded steps in one window of the trace; None chooses.
+        window: Recorded steps in one window of the trace; None chooses: one under a budget, else
+            those of 100 training steps, and ten at least.
         seed: Seed of the row sample.
         resume: The trace of an earlier part of this run, or its file; steps go on where it ended.
         start: Number of the first step, where it is neither 0 nor where the trace ended.
@@ -143,7 +145,7 @@ class Probe:
         self._settings = Settings(rows, seed, distributed.rank(), sample_budget(inner))
         self._patterns = patterns_of(sites, inner, stacklevel=4)
         self._model = weakref.ref(inner)
-        span = window or (max(1, _SPAN // every) if every else 1)
+        span = window or (max(_FEWEST, _SPAN // every) if every else 1)
         self._phases = Phases(self._settings, span, LossScale(scaler))
         self._lock = threading.RLock()
         self._reported: dict[str, int] = {}

@@ -25,6 +25,7 @@ struct Launch {
     int dims, form[3];
     int64_t shape[DIMS], residue;
     Extent extent;
+    PyObject *owner; /* keeps the function loaded */
 };
 
 Extent extent_of(const Launch *launch) { return launch->extent; }
@@ -83,15 +84,15 @@ static PyObject *launch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     unsigned grid[3], threads, shared;
     const char *codes;
     Py_ssize_t number;
-    PyObject *values, *shape;
+    PyObject *values, *shape, *owner;
     int form[3];
     Extent extent;
     long long width, rows, parts, run;
     (void)kwargs;
-    if (!PyArg_ParseTuple(args, "LL(III)IIs#O!O!(iii)L(LLLL)", &driver, &function, &grid[0],
+    if (!PyArg_ParseTuple(args, "LL(III)IIs#O!O!(iii)L(LLLL)O", &driver, &function, &grid[0],
                           &grid[1], &grid[2], &threads, &shared, &codes, &number, &PyTuple_Type,
                           &values, &PyTuple_Type, &shape, &form[0], &form[1], &form[2], &residue,
-                          &width, &rows, &parts, &run))
+                          &width, &rows, &parts, &run, &owner))
         return NULL;
     extent = (Extent){width, rows, parts, run};
     if (!driver || number > MOST || PyTuple_GET_SIZE(values) != number || width < 1 || parts < 1) {
@@ -106,7 +107,7 @@ static PyObject *launch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->threads = threads, self->shared = shared, self->number = (int)number;
     memcpy(self->codes, codes, (size_t)number);
     memcpy(self->form, form, sizeof form);
-    self->residue = residue, self->extent = extent;
+    self->residue = residue, self->extent = extent, self->owner = Py_NewRef(owner);
     self->dims = integers_of(shape, self->shape, DIMS);
     if (self->dims < 0 || integers_of(values, self->values, MOST) < 0)
         Py_CLEAR(self);
@@ -116,16 +117,19 @@ static PyObject *launch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 static void launch_free(Launch *self)
 {
     PyTypeObject *type = Py_TYPE(self);
+    Py_XDECREF(self->owner);
     type->tp_free(self);
     Py_DECREF(type);
 }
 
 PyDoc_STRVAR(launch_doc,
-"Launch(driver, function, grid, threads, shared, codes, values, shape, form, residue, extent)\n\n"
+"Launch(driver, function, grid, threads, shared, codes, values, shape, form, residue, extent,\n"
+"owner)\n\n"
 "A kernel that reads tensors of one form: shape, (number of the dtype, kind, whether with image)\n"
 "and rest of the address by 16. driver is the address of cuLaunchKernel. Of each argument the code\n"
 "tells what it is: x the tensor, p the page, m the mean image, c the capacity of the page, o the\n"
-"first column; any other one is the value. extent: neurons, rows, parts, places of the image.");
+"first column; any other one is the value. extent: neurons, rows, parts, places of the image.\n"
+"owner: what keeps the function loaded.");
 
 static PyType_Slot launch_slots[] = {
     {Py_tp_doc, (void *)launch_doc},

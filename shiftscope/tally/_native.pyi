@@ -29,6 +29,7 @@ class Launch:
         form: tuple[int, int, int],
         residue: int,
         extent: tuple[int, int, int, int],
+        owner: Any,
         /,
     ) -> None: ...
 

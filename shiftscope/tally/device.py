@@ -200,13 +200,10 @@ class DeviceReader:
         used = sum(page.used for page in pages)
         self._size[0] = max(_FIRST, used + used // 8)
         self._reusable = not busy
-        start = 0
-        for page in pages:
-            end, filled = start, 0
-            while filled < page.used:
-                filled += readings[end].width * readings[end].parts
-                end += 1
-            page.readings, start = readings[start:end], end
+        if len(pages) == 1:
+            pages[0].readings = readings
+        else:
+            _share_out(readings, pages)
         return readings, pages
 
     def give_back(self, pages: list[Page]) -> None:
@@ -221,6 +218,17 @@ class DeviceReader:
     def clear(self) -> None:
         """Forget all readings."""
         self.give_back(self.take()[1])
+
+
+def _share_out(readings: list[Any], pages: list[Page]) -> None:
+    """Tell each page what stands in it: as many of the readings, in order, as fill it."""
+    start = 0
+    for page in pages:
+        end, filled = start, 0
+        while filled < page.used:
+            filled += readings[end].width * readings[end].parts
+            end += 1
+        page.readings, start = readings[start:end], end
 
 
 def _books(device: torch.device, page_of: Callable[[int], Page], launches: Launches) -> Any:

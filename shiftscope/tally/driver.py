@@ -53,7 +53,7 @@ def by_driver(made: Any, grid: tuple[int, int, int], known: Mapping[str, Any], f
         shape, kinds, residue, extent = form
         return Launch(
             *(driver[0], made.function, grid, 32 * made.metadata.num_warps, made.metadata.shared),
-            *(codes + "0" * hidden, (*values, *[0] * hidden), shape, kinds, residue, extent),
+            *(codes + "0" * hidden, (*values, *[0] * hidden), shape, kinds, residue, extent, made),
         )
     except (
         AttributeError,
