@@ -45,6 +45,8 @@ _FIRST, _SECOND = itemgetter(0), itemgetter(1)
 _RECENT = 4
 _MANY = 2**23
 """Columns of unmerged readings that are merged before the step has ended."""
+_SAMPLED = 2**26
+"""Bytes of sampled rows that are put together before the step has ended."""
 
 
 class _Local(threading.local):
@@ -306,6 +308,8 @@ class Ledger(Recorder):
     @property
     def crowded(self) -> bool:
         """Whether so many readings wait that they should be merged at once."""
+        if self._sampler.waiting > _SAMPLED:
+            return True
         if len(self._pending) <= 4096:
             return False
         waiting = sum(len(r.mean) for _, r in self._pending if isinstance(r, Reading))

@@ -43,7 +43,10 @@ __all__ = ["Attachment"]
 
 
 _TRANSFORMED = "called under a transform of torch.func only (vmap, grad): not measured there"
-_VALUELESS = "called for its graph or its shapes only (tracing, fake tensors, a CUDA graph)"
+_UNRECORDED = (
+    "called for its graph or its shapes only (tracing, fake tensors, a CUDA graph), "
+    "or in further batches of a validation"
+)
 
 
 class Attachment:
@@ -189,7 +192,7 @@ class Attachment:
             self._begin(run, args, kwargs)
         recorder, path = run.recorder, hook.path
         if recorder is None:
-            self.passed.setdefault(path, _VALUELESS)
+            self.passed.setdefault(path, _UNRECORDED)
             stack.append(Frame(path, module))
             return
         known, plans = None, recorder.plans

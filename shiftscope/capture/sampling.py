@@ -24,6 +24,9 @@ class Sampler:
 
     Args:
         settings: Size and seed of the samples, and the rank.
+
+    Attributes:
+        waiting: Bytes of what was drawn since the last step was kept.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -32,6 +35,8 @@ class Sampler:
         self._drawn: list[tuple[int, RowSample]] = []
         self._shared: dict[int, tuple[Any, int, RowSample]] = {}
         self._seen: dict[int, int] = {}
+        self._rows: dict[int, int] = {}
+        self.waiting = 0
         self._order: tuple[tuple[Any, ...], RowSample] | None = None
 
     def draw(
@@ -53,7 +58,8 @@ class Sampler:
         width = values.shape[place]
         room = min(_ELEMENTS, self.settings.sample_budget // 16) // max(1, width)
         size = min(rows or self.settings.rows, self.settings.rows, max(64, room))
-        start = self._seen.get(slot, 0) + self.settings.rank * RANK_STRIDE
+        start = self._seen.get(slot, 0) + self._rows.get(slot, 0)
+        start += self.settings.rank * RANK_STRIDE
         known = self._shared.get(id(reading))
         if known is not None and known[0] is reading and known[1:] and known[1] == start:
             sample = known[2]
@@ -66,21 +72,30 @@ class Sampler:
         """Keep a drawn sample, if its step is kept."""
         if sample is not None:
             self._drawn.append((slot, sample))
+            self._rows[slot] = self._rows.get(slot, 0) + sample.seen
+            self.waiting += sample.rows.nbytes
 
     def keep(self) -> None:
-        """The step ended well."""
-        drawn, self._drawn = self._drawn, []
-        self._shared.clear()
+        """The step ended well, or is so long that what was drawn is put together before its end."""
+        drawn = self._drawn
+        self._drawn = []
+        self.drop()
+        of_slot: dict[int, list[RowSample]] = {}
         for slot, sample in drawn:
             before = self._kept.get(slot)
-            if before is None or before.rows.shape[1] == sample.rows.shape[1]:
-                self._kept[slot] = sample if before is None else before.merge(sample)
+            own = of_slot.setdefault(slot, [] if before is None else [before])
+            if not own or own[0].rows.shape[1] == sample.rows.shape[1]:
+                own.append(sample)
             self._seen[slot] = self._seen.get(slot, 0) + sample.seen
+        for slot, (first, *others) in of_slot.items():
+            self._kept[slot] = first.merge_all(others)
 
     def drop(self) -> None:
         """The step is set apart."""
         self._drawn.clear()
         self._shared.clear()
+        self._rows.clear()
+        self.waiting = 0
 
     def to_host(self) -> dict[int, RowSample]:
         """What was kept of each stream, on the CPU; streams may share a sample."""

@@ -90,6 +90,8 @@ class Schedule:
             self._borrow(self._own + now - self._entered)
         elif self._left is not None:
             self._account(self._entered - self._left, now - self._entered, recorded)
+        elif recorded:
+            self._estimate(self._own + now - self._entered)
         self._left, self._own = now, 0.0
         return self._next()
 
@@ -111,6 +113,12 @@ class Schedule:
         self._owed = known if self._owed is None else self._owed + known
         self.spent += known
         self.elapsed += known
+
+    def _estimate(self, known: float) -> None:
+        """What recording took cannot be told from a step that held a validation pass as well."""
+        extra = max(known, median(self._extra)) if self._extra else known
+        self.spent += extra
+        self.elapsed += extra + median(self._bare)
 
     def _account(self, step: float, between: float, recorded: bool) -> None:
         if self.steps - self.start <= _WARM_UP:

@@ -151,6 +151,7 @@ class Probe:
         self._reported: dict[str, int] = {}
         self._obstacles: list[tuple[str, str]] = []
         self._forced: str | None = None
+        self._evaluated = -1
         self._recording = False
         self._done = False
         self._eager = Eager()
@@ -196,7 +197,7 @@ class Probe:
             last.callback(self._schedule.pause)
             last.callback(self._phases.end_step, self._schedule.steps, phase)
             last.callback(setattr, self, "_forced", before)
-            self._forced = phase
+            self._forced, self._evaluated = phase, self._schedule.steps
             self._attach()
             yield self
 
@@ -262,7 +263,19 @@ class Probe:
             return None
         with self._lock:
             self._phases.set_overflow_apart()
-            return self._phases.begin(self._forced or self._phase(), self._schedule.steps)
+            phase = self._forced or self._phase()
+            if phase == "eval" and self._forced is None and not self._wanted():
+                return None
+            return self._phases.begin(phase, self._schedule.steps)
+
+    def _wanted(self) -> bool:
+        """Whether one more evaluation pass within this step is recorded; under a budget the first.
+
+        A validation takes many of them before the step ends, and is no time of training.
+        """
+        self._schedule.pause()
+        before, self._evaluated = self._evaluated, self._schedule.steps
+        return self._schedule.every is not None or before != self._evaluated
 
     def _phase(self) -> str:
         model = self._model()

@@ -37,7 +37,7 @@ class Watching:
         out: Folder of the report that is written when the run ends, also by an exception; None for
             no report.
         validation: Whether the first batch of each validation is recorded, as phase ``"eval"``; of
-            one that falls on a recorded step every batch is, in either case.
+            one that falls on a recorded step it is in either case, with ``every`` all batches are.
         watch_options: Further arguments of :func:`shiftscope.watch`: ``sites``, ``rows``, ...
 
     Attributes:

@@ -100,16 +100,34 @@ class RowSample(Tally):
         Raises:
             UsageError: The numbers of neurons or the seeds differ.
         """
-        self._check_fits(other, self.rows, other.rows)
-        if self.seed != other.seed:
-            raise UsageError(
-                f"cannot merge row samples of the seeds {self.seed} and {other.seed}",
-                "Use one seed for all parts of a stream.",
-            )
-        size = min(self.size, other.size)
-        priority, at = torch.cat([self.priority, other.priority]).sort(stable=True)
-        rows = torch.cat([self.rows, other.rows])[at[:size]]
-        return RowSample(priority[:size], rows, size, self.seed, self.seen + other.seen)
+        return self.merge_all([other])
+
+    def merge_all(self, others: Sequence[RowSample]) -> RowSample:
+        """Likewise, of many streams at once: their rows are sorted once.
+
+        Args:
+            others: Samples of other rows of the same stream.
+
+        Returns:
+            What merging them one after the other gives.
+
+        Raises:
+            UsageError: The numbers of neurons or the seeds differ.
+        """
+        if not others:
+            return self
+        for other in others:
+            self._check_fits(other, self.rows, other.rows)
+            if self.seed != other.seed:
+                raise UsageError(
+                    f"cannot merge row samples of the seeds {self.seed} and {other.seed}",
+                    "Use one seed for all parts of a stream.",
+                )
+        parts = [self, *others]
+        size, seen = min(part.size for part in parts), sum(part.seen for part in parts)
+        priority, at = torch.cat([part.priority for part in parts]).sort(stable=True)
+        rows = torch.cat([part.rows for part in parts])[at[:size]]
+        return RowSample(priority[:size], rows, size, self.seed, seen)
 
     def thin(self, size: int) -> RowSample:
         """A smaller sample, as if it had been drawn with this size.

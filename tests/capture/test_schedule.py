@@ -92,3 +92,23 @@ def test_a_pause_is_no_training_time() -> None:
 def test_schedules_without_meaning_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         Schedule(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lasted", [0.0, 500.0])
+def test_a_validation_is_no_cost_of_recording(lasted: float) -> None:
+    clock = Clock()
+    schedule = Schedule(budget=0.05, clock=clock)
+    recorded, steps = schedule.first(), []
+    for step in range(1000):
+        if recorded:
+            steps.append(step)
+            clock.now += lasted  # a validation within each step that is recorded
+            schedule.pause()
+        clock.now += 1.0 + (0.5 if recorded else 0.0)
+        schedule.took(0.1)
+        schedule.enter()
+        clock.now += 0.2 if recorded else 0.0
+        recorded = schedule.leave(recorded)
+    share = 0.3 * len(steps) / 1000  # what can be told apart from the validation
+    assert 0.03 <= share <= 0.05
+    assert schedule.summary()["overhead_share"] == pytest.approx(share, rel=0.05)

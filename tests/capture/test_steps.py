@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import shiftscope as ss
 from shiftscope.capture import ledger
+from shiftscope.tally import RowSample
 
 
 @pytest.fixture(params=READERS, autouse=True)
@@ -100,6 +101,30 @@ def test_a_module_used_many_times_in_a_step() -> None:
         mean, variance = one.moments()
         np.testing.assert_allclose(moments.mean, mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(moments.variance, variance, rtol=1e-5)
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_rows_of_a_long_step_are_sampled_as_one_stream(
+    crowded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is cut, and emptied before its end; rows drawn and waiting stay few."""
+    if crowded:
+        monkeypatch.setattr(ledger, "_SAMPLED", 1000)
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 4)), torch.randn(300, 5)
+    z = model(x).detach()
+    waiting = []
+    with ss.watch(model, every=1, window=1, rows=50) as probe:
+        for part in x.split([7, 13, 100, 100, 80]):
+            model(part).square().sum().backward()
+            waiting.append(probe._phases.recorders["train"]._sampler.waiting)
+        probe.step()
+        got = probe.snapshot().records["0"].streams["z"].sample
+    assert got is not None
+    want = RowSample.of(z, 50, got.seed)
+    assert (got.seen, got.kept) == (300, 50)
+    torch.testing.assert_close(got.rows, want.rows)
+    assert (max(waiting) < 3000) == crowded
 
 
 class Loop(nn.Module):

@@ -117,6 +117,30 @@ def test_one_step_agrees_with_analyze(name: str) -> None:
         assert "lstm" in dict(got.gaps)
 
 
+@pytest.mark.parametrize(("options", "batches"), [({}, 1), ({"every": 1}, 6)])
+def test_under_a_budget_one_batch_of_a_validation_is_recorded(
+    options: dict[str, Any], batches: int
+) -> None:
+    """A validation falls within one step, here the first, and is as long as it is."""
+    torch.manual_seed(0)
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ss.watch(model, optimizer, **options) as probe:
+        model.eval()
+        with torch.no_grad():
+            for _ in range(6):
+                model(torch.randn(5, 6))
+        model.train()
+        model(torch.randn(7, 6)).square().sum().backward()
+        optimizer.step()
+        told = probe.overhead
+        evaluated, trained = probe.snapshot("eval"), probe.snapshot("train")
+    assert evaluated.manifest["batches"] == batches
+    assert evaluated.records["0"].samples == 5 * batches
+    assert trained.records["0"].samples == 7
+    assert told["steps_recorded"] == 1
+
+
 def test_phases_are_kept_apart() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from tally_support import FLOATS
 
+from shiftscope.errors import UsageError
 from shiftscope.tally import RowSample
 
 
@@ -64,3 +68,20 @@ def test_a_sample_keeps_no_reference_to_the_tensor() -> None:
     kept = sample.rows.clone()
     x.zero_()
     assert torch.equal(sample.rows, kept)
+
+
+@pytest.mark.parametrize("size", [3, 16, 500])
+def test_merging_many_at_once_is_merging_one_by_one(size: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(300, 4)
+    starts = [0, 7, 100, 101, 250, 300]
+    parts = [RowSample.of(x[a:b], size, seed=5, start=a) for a, b in pairwise(starts)]
+    at_once, whole = parts[0].merge_all(parts[1:]), RowSample.of(x, size, seed=5)
+    chain = reduce(RowSample.merge, parts)
+    for other in (chain, whole):
+        assert torch.equal(at_once.priority, other.priority)
+        assert torch.equal(at_once.rows, other.rows)
+        assert (at_once.seen, at_once.size) == (other.seen, other.size)
+    assert parts[0].merge_all([]) is parts[0]
+    with pytest.raises(UsageError, match="seeds 5 and 6"):
+        parts[0].merge_all([parts[1], RowSample.of(x, size, seed=6)])
