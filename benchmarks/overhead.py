@@ -107,10 +107,7 @@ ROWS: dict[str, Callable[[Workload], Step]] = {
     "shiftscope, attached and idle": idle,
     "shiftscope, detached": detached,
 }
-SAMPLED = {
-    "shiftscope, 1 step in 50": {"every": 50},
-    "shiftscope, 1 step in 50 and the ends of windows": {"every": 50, "window": None},
-}
+SAMPLED = "shiftscope, 1 step in 50"
 
 
 def ratio(run: Step, base: Step, pairs: int, device: str, steps: int) -> dict[str, float]:
@@ -189,17 +186,18 @@ def budgeted(name: str, steps: int, device: str, dtype: torch.dtype) -> dict[str
     }
 
 
-def sampled(name: str, row: str, device: str, dtype: torch.dtype, groups: int) -> dict[str, Any]:
+def sampled(name: str, device: str, dtype: torch.dtype, groups: int) -> dict[str, Any]:
     """One step in 50, and beside it a bare copy, both against another bare one.
 
     The three take turns of ten steps; a group is 50 steps of each, one of which is recorded. Both
-    ratios are means over groups, with their standard errors.
+    ratios are means over groups, with their standard errors. The default window is ten groups
+    long; what its end takes is told apart.
     """
     base, work, again = (build(name, device, dtype) for _ in range(3))
     for _ in range(4):
         for copy in (base, work, again):
             copy.step()
-    probe, ratios, bare_ratios = ss_probe(work, **SAMPLED[row]), [], []
+    probe, ratios, bare_ratios = ss_probe(work, every=50, window=None), [], []
     for _ in range(50):
         work.step()  # the first recorded step compiles, and plans
     for _ in range(groups):
@@ -207,9 +205,9 @@ def sampled(name: str, row: str, device: str, dtype: torch.dtype, groups: int) -
         one, watched, two = (sum(times) for times in zip(*taken, strict=True))
         ratios.append(2 * watched / (one + two))
         bare_ratios.append(two / one)
-    told = dict(probe.overhead)
+    end = clock(probe._close_windows, device)
     probe.detach()
-    found: dict[str, Any] = {"what": name, "row": row, "groups": groups, "overhead": told}
+    found: dict[str, Any] = {"what": name, "row": SAMPLED, "groups": groups, "window_end_ms": end}
     for key, values in (("ratio", ratios), ("bare_ratio", bare_ratios)):
         found[f"{key}_mean"] = statistics.mean(values)
         found[f"{key}_se"] = statistics.stdev(values) / len(values) ** 0.5
@@ -251,7 +249,8 @@ def line(r: dict[str, Any]) -> str:
     if "ratio_mean" in r:
         return (
             f"{head} {r['ratio_mean']:.4f} ± {r['ratio_se']:.4f} | bare copies "
-            f"{r['bare_ratio_mean']:.4f} ± {r['bare_ratio_se']:.4f} | | |"
+            f"{r['bare_ratio_mean']:.4f} ± {r['bare_ratio_se']:.4f}, "
+            f"end of a window {r['window_end_ms']:.0f} ms | | |"
         )
     if "ratio" in r:
         spread = f"{r['ratio_q25']:.3f}..{r['ratio_q75']:.3f}"
@@ -328,9 +327,8 @@ def wanted(options: argparse.Namespace, dtype: torch.dtype) -> Iterator[dict[str
         for row, make in {**ROWS, **PEERS}.items():
             if not options.rows or row in options.rows:
                 yield measured(name, row, make, options.pairs, device, dtype)
-        for row in SAMPLED:
-            if row in (options.rows or (SAMPLED if device == "cuda" else ())):
-                yield sampled(name, row, device, dtype, options.groups)
+        if SAMPLED in (options.rows or ([SAMPLED] if device == "cuda" else [])):
+            yield sampled(name, device, dtype, options.groups)
         if options.budget_steps:
             yield budgeted(name, options.budget_steps, device, dtype)
 
