@@ -108,13 +108,13 @@ def as_if_on_a_device(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """
     runs: list[torch.Size] = []
 
-    def sent(run: torch.Tensor, device: torch.device) -> torch.Tensor:
+    def copied(run: torch.Tensor, device: torch.device) -> torch.Tensor:
         if device is transfer._CPU:  # itself: other devices are told by the tensors
             runs.append(run.shape)
         return run.to(device, copy=True)
 
     monkeypatch.setattr(transfer, "_lies_on", lambda tensor, device: False)
-    monkeypatch.setattr(transfer, "_sent", sent)
+    monkeypatch.setattr(transfer, "sent", copied)
     return runs
 
 

@@ -6,7 +6,6 @@
 
 /* -- Columns ------------------------------------------------------------------------------------- */
 
-
 static void columns_free(Columns *self)
 {
     PyTypeObject *type = Py_TYPE(self);
@@ -73,11 +72,17 @@ PyObject *recall(Reader *self, PyObject *anchor, long long version, const long l
 }
 
 int remember(Reader *self, PyObject *anchor, long long version, const long long place[6],
-                    PyObject *found)
+             PyObject *found)
 {
     PyObject *reference = PyWeakref_NewRef(anchor, NULL);
     if (!reference)
         return -1;
+    const long long number = ((Columns *)found)->number;
+    if (number >= PyList_GET_SIZE(self->readings)
+        || PyList_GET_ITEM(self->readings, number) != found) {
+        Py_DECREF(reference); /* of a step that another thread has ended meanwhile */
+        return 0;
+    }
     Entry *entry = &self->recent[self->next], old = *entry;
     self->next = (self->next + 1) % RECENT;
     entry->anchor = reference;
@@ -92,48 +97,62 @@ int remember(Reader *self, PyObject *anchor, long long version, const long long 
 
 /* -- pages ---------------------------------------------------------------------------------------- */
 
+/* Tell a page how many of its columns are taken. May run Python code, as all of its attributes. */
+static int set_used(PyObject *page, long long number)
+{
+    PyObject *used = PyLong_FromLongLong(number);
+    int failed = used ? PyObject_SetAttrString(page, "used", used) : -1;
+    Py_XDECREF(used);
+    return failed;
+}
+
 static int turn_page(Reader *self, int64_t width)
 {
     PyObject *page = PyObject_CallFunction(self->page_of, "L", (long long)width);
-    int64_t address = page ? integer(PyObject_GetAttrString(page, "address")) : -1;
-    int64_t capacity = page ? integer(PyObject_GetAttrString(page, "capacity")) : -1;
-    if (!PyErr_Occurred() && capacity < width)
+    int64_t address = page ? integer(PyObject_GetAttrString(page, "address")) : 0;
+    int64_t capacity = page && !PyErr_Occurred() ? integer(PyObject_GetAttrString(page, "capacity"))
+                                                 : 0;
+    if (!PyErr_Occurred() && (capacity < width || !address))
         PyErr_SetString(PyExc_ValueError, "the new page is too small");
-    PyObject *used = PyErr_Occurred() ? NULL : PyLong_FromLongLong(self->used);
-    if (!used || (self->page && PyObject_SetAttrString(self->page, "used", used) < 0)
-        || PyList_Append(self->pages, page) < 0) {
-        Py_XDECREF(used);
+    if (PyErr_Occurred() || PyList_Append(self->pages, page) < 0) {
         Py_XDECREF(page);
         return -1;
     }
-    Py_DECREF(used);
-    Py_XSETREF(self->page, page);
-    self->address = address, self->capacity = capacity, self->used = 0;
-    return 0;
+    PyObject *full = self->page;
+    const long long used = self->used;
+    self->page = page, self->address = address, self->capacity = capacity, self->used = 0;
+    int failed = full ? set_used(full, used) : 0;
+    Py_XDECREF(full);
+    return failed;
 }
 
-/* Room for some more columns, on a new page from Python where this one is full. */
-static int64_t columns_for(Reader *self, int64_t width)
+/* Whether there is room for some more columns, on a new page from Python where this one is full.
+   That may run other code that looks here: only what follows without any is of one piece. */
+static int make_room(Reader *self, int64_t width)
 {
     while (!self->page || self->used > self->capacity - width)
         if (turn_page(self, width) < 0)
             return -1;
-    int64_t offset = self->used;
-    self->used += width;
-    return offset;
+    return 0;
 }
 
 Columns *next_reading(Reader *self, long long slot, const Extent *extent, int dtype)
 {
-    int64_t offset = columns_for(self, extent->width * extent->parts);
-    Columns *made = offset < 0 ? NULL : PyObject_New(Columns, (PyTypeObject *)self->columns_type);
+    const int64_t columns = extent->width * extent->parts;
+    Columns *made = PyObject_New(Columns, (PyTypeObject *)self->columns_type);
     if (!made)
         return NULL;
-    made->slot = slot, made->number = PyList_GET_SIZE(self->readings);
-    made->width = extent->width, made->rows = extent->rows, made->parts = extent->parts;
-    made->offset = offset, made->dtype = dtype, made->image = NULL;
+    made->slot = slot, made->width = extent->width, made->rows = extent->rows;
+    made->parts = extent->parts, made->dtype = dtype, made->image = NULL;
+    if (make_room(self, columns) < 0) {
+        Py_DECREF(made);
+        return NULL;
+    }
+    made->number = PyList_GET_SIZE(self->readings), made->offset = self->used;
     if (PyList_Append(self->readings, (PyObject *)made) < 0)
         Py_CLEAR(made);
+    else
+        self->used += columns;
     return made;
 }
 
@@ -155,8 +174,9 @@ PyObject *reader_reserve(Reader *self, PyObject *args)
     Columns *made = next_reading(self, slot, &extent, dtype);
     if (!made)
         return NULL;
+    PyObject *page = Py_NewRef(self->page);
     self->busy++;
-    return Py_BuildValue("NO", made, self->page);
+    return Py_BuildValue("NN", made, page);
 }
 
 PyObject *reader_done(Reader *self, PyObject *ignored)
@@ -174,23 +194,26 @@ const char take_doc[] =
 PyObject *reader_take(Reader *self, PyObject *ignored)
 {
     (void)ignored;
-    PyObject *readings = PyList_New(0), *pages = PyList_New(0);
-    PyObject *used = PyLong_FromLongLong(self->used);
-    if (!readings || !pages || !used
-        || (self->page && PyObject_SetAttrString(self->page, "used", used) < 0)) {
+    PyObject *readings = PyList_New(0), *pages = PyList_New(0), *taken = PyTuple_New(3);
+    if (!readings || !pages || !taken) {
         Py_XDECREF(readings);
         Py_XDECREF(pages);
-        Py_XDECREF(used);
+        Py_XDECREF(taken);
         return NULL;
     }
-    Py_DECREF(used);
-    Entry old[RECENT];
+    /* All at once: whatever is made or given up here may run code that looks here. */
     PyObject *page = self->page;
-    PyObject *taken = Py_BuildValue("NNi", self->readings, self->pages, self->busy > 0);
-    self->readings = readings, self->pages = pages, self->page = NULL, self->used = 0;
+    const long long used = self->used;
+    Entry old[RECENT];
     memcpy(old, self->recent, sizeof old);
     memset(self->recent, 0, sizeof self->recent);
-    Py_XDECREF(page); /* only now: what is given up may run code that looks here */
+    PyTuple_SET_ITEM(taken, 0, self->readings);
+    PyTuple_SET_ITEM(taken, 1, self->pages);
+    PyTuple_SET_ITEM(taken, 2, PyBool_FromLong(self->busy > 0));
+    self->readings = readings, self->pages = pages, self->page = NULL, self->used = 0;
+    if (page && set_used(page, used) < 0)
+        Py_CLEAR(taken);
+    Py_XDECREF(page);
     for (int i = 0; i < RECENT; i++) {
         Py_XDECREF(old[i].anchor);
         Py_XDECREF(old[i].found);

@@ -8,6 +8,7 @@
 
 #define THREADED (1 << 19) /* elements from which on several threads may read */
 #define SLOTS (1 << 20)    /* slots whose launches are remembered */
+#define NO_CONTEXT 201     /* error of the driver: this thread has not used the GPU yet */
 
 /* Memory for a mean image, and its address. */
 static PyObject *image_for(Reader *self, int64_t width, int64_t run, int64_t *address)
@@ -95,6 +96,10 @@ static PyObject *launch_for(Reader *self, PyObject *x, long long slot, const int
         Py_INCREF(launch);
     else {
         launch = PyObject_CallFunction(self->launch_of, "Oiii", x, form[0], form[1], form[2]);
+        if (launch && launch != Py_None && (PyObject *)Py_TYPE(launch) != self->launch_type) {
+            PyErr_SetString(PyExc_TypeError, "expected a Launch, or None");
+            Py_CLEAR(launch);
+        }
         if (launch == Py_None)
             Py_CLEAR(launch);
         if (launch && !launch_fits((Launch *)launch, shape, form, address))
@@ -115,26 +120,24 @@ static int is_current(const Reader *self)
     return PyErr_Occurred() ? -1 : index == self->index;
 }
 
+/* Launch on a stream; 0 where the columns were not written. */
 static int launch_into(Reader *self, PyObject *launch, Columns *made, int64_t address,
-                       int64_t means)
+                       int64_t means, int64_t stream)
 {
-    int64_t stream = integer(PyObject_CallFunction(self->stream_of, "L", (long long)self->index));
-    if (PyErr_Occurred())
-        return -1;
     PyObject *page = Py_NewRef(self->page);
     const Reading reading = {address, self->address, means, self->capacity, made->offset};
     self->busy++;
     int code = launch_kernel((Launch *)launch, &reading, stream);
     self->busy--;
-    if (code) { /* the columns were never written, and no more are to be read this way */
-        self->index = ON_CPU - 1;
+    if (code) {
+        self->failing |= code != NO_CONTEXT; /* a context is what Triton's launcher makes */
         long long columns = made->width * made->parts;
         PyObject *told = PyObject_CallFunction(self->failed, "OLLi", page, made->offset, columns,
                                                code);
         Py_XDECREF(told);
     }
     Py_DECREF(page);
-    return code ? -1 : 0;
+    return !code;
 }
 
 /* Launch the kernel that reads a tensor; a new reference to its Columns, or to None. */
@@ -149,11 +152,15 @@ static PyObject *read_there(Reader *self, PyObject *x, long long slot, int dtype
     if (!launch)
         return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
     const Extent extent = extent_of((Launch *)launch);
-    PyObject *image = form[2] ? image_for(self, extent.width, extent.run, &means) : NULL;
+    int64_t stream = integer(PyObject_CallFunction(self->stream_of, "L", (long long)self->index));
+    PyObject *image = form[2] && !PyErr_Occurred()
+                          ? image_for(self, extent.width, extent.run, &means)
+                          : NULL;
+    /* The reading last: from there to its launch no other code runs. */
     Columns *made = PyErr_Occurred() ? NULL : next_reading(self, slot, &extent, dtype);
     if (made)
         made->image = Py_XNewRef(image);
-    if (made && launch_into(self, launch, made, address, means) < 0)
+    if (made && !launch_into(self, launch, made, address, means, stream))
         Py_CLEAR(made);
     Py_XDECREF(image);
     Py_DECREF(launch);
@@ -185,7 +192,7 @@ static PyObject *reader_look(Reader *self, PyObject *const *args, Py_ssize_t num
     int with_image = PyObject_IsTrue(args[3]);
     if (PyErr_Occurred())
         return NULL;
-    int here = lies_on(x, self->index);
+    int here = self->failing ? 0 : lies_on(x, self->index);
     if (!here)
         Py_RETURN_NONE;
     PyObject *base = here < 0 ? NULL : PyObject_GetAttr(x, word_base);
@@ -240,7 +247,7 @@ static PyObject *reader_read(Reader *self, PyObject *const *args, Py_ssize_t num
     int with_image = PyObject_IsTrue(args[3]);
     if (PyErr_Occurred())
         return NULL;
-    int here = lies_on(args[0], self->index);
+    int here = self->failing ? 0 : lies_on(args[0], self->index);
     int dtype = here > 0 ? dtype_of(&self->known, args[0]) : here - 1;
     int dense = dtype < 0 ? 0 : is_true(call(args[0], word_is_contiguous));
     if (dtype == -2 || dense < 0)
@@ -280,7 +287,8 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->readings = PyList_New(0);
     self->pages = PyList_New(0);
     self->columns_type = PyObject_GetAttrString(module, index == ON_CPU ? "Columns" : "Parts");
-    if (!self->readings || !self->pages || !self->columns_type)
+    self->launch_type = PyObject_GetAttrString(module, "Launch");
+    if (!self->readings || !self->pages || !self->columns_type || !self->launch_type)
         Py_CLEAR(self);
     return (PyObject *)self;
 }
@@ -292,7 +300,7 @@ static void reader_free(Reader *self)
     PyObject *held[] = {self->known.dtypes, self->known.layout, self->known.types, self->page_of,
                         self->image_of, self->threads_of, self->launch_of, self->stream_of,
                         self->device_of, self->failed, self->page, self->pages, self->readings,
-                        self->columns_type};
+                        self->columns_type, self->launch_type};
     for (size_t i = 0; i < sizeof held / sizeof *held; i++)
         Py_XDECREF(held[i]);
     for (int i = 0; i < RECENT; i++) {

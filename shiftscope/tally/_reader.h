@@ -31,18 +31,19 @@ typedef struct {
     PyObject *page_of, *image_of, *threads_of; /* what Python gave */
     PyObject *launch_of, *stream_of, *device_of, *failed; /* on a GPU */
     PyObject *page, *pages, *readings; /* records [3, capacity]; Columns, in order of reading */
-    PyObject *columns_type;
+    PyObject *columns_type, *launch_type;
     PyObject **launches; /* by slot: the kernel that read its tensor last */
     int64_t address, capacity, index, slots;
     long long used;
     Entry recent[RECENT];
     int next, busy; /* busy: reads under way, some perhaps without the interpreter lock */
+    int failing;    /* the driver refused a launch: no more are tried */
 } Reader;
 
 /* The columns of a tensor that this thread has just read, or NULL; not a new reference. */
 PyObject *recall(Reader *self, PyObject *anchor, long long version, const long long place[6]);
 
-/* Remember what a tensor became; -1 with an exception. */
+/* Remember what a tensor became in the running step; -1 with an exception. */
 int remember(Reader *self, PyObject *anchor, long long version, const long long place[6],
              PyObject *found);
 

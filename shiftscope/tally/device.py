@@ -19,6 +19,7 @@ from torch import Tensor
 
 from shiftscope.tally import native
 from shiftscope.tally.launches import Launches, kernels
+from shiftscope.tally.transfer import sent
 
 __all__ = ["DeviceReader", "DeviceRecord", "Fact", "Page", "Parts", "usable"]
 
@@ -342,6 +343,4 @@ def _table(facts: Sequence[Fact], gradient: Sequence[bool], device: torch.device
     table = each.repeat_interleave(widths, dim=1)
     first = (widths.cumsum(0) - widths).repeat_interleave(widths)
     table[0] += torch.arange(table.shape[1], device="cpu") - first
-    if device.type == "cuda":  # copied from pinned memory, nothing waits for the device
-        return table.contiguous().pin_memory().to(device, non_blocking=True)
-    return table.contiguous()
+    return sent(table.contiguous(), device)

@@ -74,6 +74,7 @@ class Launch:
             self._images(x, run, image)
         self._index = x.device.index
         self._elsewhere = x.is_cuda and torch.cuda.device_count() > 1
+        self._rest = self._sizes
         self._made: Any = None
         self._compiled: Any = None
 
@@ -135,21 +136,28 @@ class Launch:
                 enable_fp_fusion=True,
             )
             if made is not None:  # None from Triton's interpreter
+                self._rest = self._passed(made)
                 self._made, self._compiled = made, made[self._grid]
             return
         stream = stream_of(self._index)
         if self._by_row:
-            compiled(address, page.address, page.capacity, offset, *self._sizes, stream=stream)
+            compiled(address, page.address, page.capacity, offset, *self._rest, stream=stream)
         else:
             place = page.address if image is None else image.data_ptr()
-            rest = (page.capacity, offset, *self._sizes)
+            rest = (page.capacity, offset, *self._rest)
             compiled(address, page.address, place, *rest, stream=stream)
+
+    def _passed(self, made: Any) -> tuple[Any, ...]:
+        """Sizes that the launcher of a compiled kernel takes: before Triton 3.3 no constants."""
+        names = self._kernel.arg_names[-len(self._sizes) :]
+        known = made.src.signature
+        return tuple(s for name, s in zip(names, self._sizes, strict=True) if name in known)
 
     def settle(self) -> None:
         """Let the compiled reader launch the kernel from now on, if it was compiled and it can."""
         if self._made is not None and self.native is None:
-            names = ("x", "page") if self._by_row else ("x", "page", "image")
-            known = dict(zip(self._kernel.arg_names[len(names) + 2 :], self._sizes, strict=True))
+            names = self._kernel.arg_names[-len(self._sizes) :]
+            known = dict(zip(names, self._sizes, strict=True))
             run = 1 if self.places is None else self.places[1]
             extent = (self.width, self.rows, self.parts, run)
             form = (*self._form, self._residue, extent)

@@ -9,6 +9,7 @@ same by torch functions.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -238,8 +239,9 @@ def on_device(
 
 def next_page(spare: list[Any], size: list[int], width: int, make: Any) -> Any:
     """A page that was used before, if it is large enough, or a new one."""
-    while spare:
-        page = spare.pop()
-        if page.capacity >= width:
-            return page
+    with suppress(IndexError):  # another thread may take the last one
+        while spare:
+            page = spare.pop()
+            if page.capacity >= width:
+                return page
     return make(max(size[0], width))

@@ -7,6 +7,7 @@ wanted of many sites is therefore packed into one run of bytes, moved, and taken
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from shiftscope.tally.base import Tally
 
-__all__ = ["groups_to_host", "tallies_to_host", "to_devices", "to_host"]
+__all__ = ["groups_to_host", "sent", "tallies_to_host", "to_devices", "to_host"]
 
 _MOST = 2**26
 """Bytes packed at once: beyond, the copies take longer than the waits, and packing costs memory."""
@@ -125,10 +126,10 @@ def _parts(tensors: Sequence[Tensor], lists: Sequence[list[int]]) -> Iterator[li
 
 
 def _carried(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    runs = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
+    runs = [_bytes_of(tensor.detach()) for tensor in tensors]
     if len(runs) == 1:
-        return [_sent(runs[0], device).view(tensors[0].dtype).reshape(tensors[0].shape)]
-    pieces = _sent(torch.cat(runs), device).split([len(run) for run in runs])
+        return [sent(runs[0], device).view(tensors[0].dtype).reshape(tensors[0].shape)]
+    pieces = sent(torch.cat(runs), device).split([len(run) for run in runs])
     own = [
         piece.view(tensor.dtype).reshape(tensor.shape)
         for piece, tensor in zip(pieces, tensors, strict=True)
@@ -137,7 +138,20 @@ def _carried(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     return [tensor.clone() for tensor in own] if device.type == "cpu" else own
 
 
-def _sent(run: Tensor, device: torch.device) -> Tensor:
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor themselves: conjugates and negatives may be a mere mark."""
+    plain = tensor.resolve_conj().resolve_neg()
+    return plain.contiguous().reshape(-1).view(torch.uint8)
+
+
+def sent(run: Tensor, device: torch.device) -> Tensor:
+    """A tensor on another device; from the CPU to a GPU nothing waits for it.
+
+    Args:
+        run: The tensor.
+        device: Where it is to lie.
+    """
     if device.type == "cuda" and run.is_cpu:
-        return run.pin_memory().to(device, non_blocking=True)
+        with suppress(RuntimeError):  # where no more memory can be pinned, the copy waits
+            return run.pin_memory().to(device, non_blocking=True)
     return run.to(device)

@@ -145,7 +145,7 @@ def test_settling_reads_no_values(name: str, reader: str, monkeypatch: pytest.Mo
     read_by(reader, monkeypatch)
     for module in (weights, recorder, lean):  # whether it holds numbers is not what is asked here
         monkeypatch.setattr(module, "is_readable", lambda weight: True)
-    monkeypatch.setattr(transfer, "_sent", lambda run, device: bare(run))
+    monkeypatch.setattr(transfer, "sent", lambda run, device: bare(run))
     found: list[LeanRecorder] = []
     settle = LeanRecorder.settle
     monkeypatch.setattr(LeanRecorder, "settle", lambda self: found.append(self))

@@ -12,8 +12,9 @@ import torch
 from tally_support import interpret_triton
 from torch import Tensor
 
-from shiftscope.tally import driver, native
+from shiftscope.tally import driver, launches, native
 from shiftscope.tally.device import DeviceReader, DeviceRecord
+from shiftscope.tally.launches import Launches
 
 CPU = torch.device("cpu")
 POINTERS, NUMBERS = "*fp32", "i32"
@@ -112,11 +113,12 @@ def metadata(**odd: Any) -> Any:
     return SimpleNamespace(**usual | odd)
 
 
-def signature(images: bool = False) -> dict[str, str]:
+def signature(images: bool = False, more: tuple[str, ...] = ()) -> dict[str, str]:
     names = ["x", "page", *(["image"] if images else []), "capacity", "offset"]
     names += ["samples", "width", "run", "parts"] if images else ["rows", "width", "parts"]
     kinds = {name: POINTERS if name in ("x", "page", "image") else NUMBERS for name in names}
-    return kinds | dict.fromkeys(("ROWS", "WIDTH", "UNROLL", "DOUBLE"), "constexpr")
+    more = more if images else ()
+    return kinds | dict.fromkeys((*more, "ROWS", "WIDTH", "UNROLL", "DOUBLE"), "constexpr")
 
 
 def compiled(gpu: Driver, images: bool = False, hidden: int = 0, **odd: Any) -> Any:
@@ -240,6 +242,42 @@ def test_another_gpu_may_be_the_current_one(gpu: Driver, monkeypatch: pytest.Mon
     assert reader.look(x, 3, 0, False) is None
     current[0] = -1
     assert reader.look(x, 3, 0, False) is not None
+
+
+@pytest.mark.parametrize("constants", [True, False], ids=["Triton 3.3", "Triton 3.2"])
+@pytest.mark.parametrize("shape", [(8, 4), (8, 4, 3)])
+def test_triton_gets_the_arguments_that_its_launcher_takes(
+    gpu: Driver, shape: tuple[int, ...], constants: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher of Triton 3.2 takes no constants, and its signature names none."""
+    x, calls = torch.randn(shape), list[tuple[Any, ...]]()
+    launch = Launches().of(x, len(shape) == 2, False)
+    assert launch is not None
+    kinds = {
+        name: kind
+        for name, kind in signature(len(shape) == 3, ("IMAGE",)).items()
+        if constants or kind != "constexpr"
+    }
+
+    class Made:
+        src = SimpleNamespace(signature=kinds)
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *args, stream: calls.append(args)
+
+    class Kernel:
+        arg_names = launch._kernel.arg_names
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *args, **options: Made()
+
+    monkeypatch.setattr(launches, "stream_of", lambda index: 0)
+    assert set(kinds) <= set(Kernel.arg_names)
+    launch._kernel = Kernel()
+    page: Any = SimpleNamespace(data=x, address=512, capacity=64)
+    for _ in range(2):
+        launch(x, x.data_ptr(), page, 0)
+    assert [len(args) for args in calls] == [len(kinds)]
 
 
 FORM = ((8, 4), (0, 0, 0), 0, (4, 8, 1, 1))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from tally_support import FLOATS, as_if_on_a_device, exactly
 from torch import Tensor
 
 from shiftscope.tally import Counts, Extrema, Moments, RowSample, transfer
-from shiftscope.tally.transfer import groups_to_host, tallies_to_host, to_devices, to_host
+from shiftscope.tally.transfer import groups_to_host, sent, tallies_to_host, to_devices, to_host
 
 CPU = torch.device("cpu")
 
@@ -31,6 +34,25 @@ def test_values_dtypes_and_shapes_stay(monkeypatch: pytest.MonkeyPatch) -> None:
         assert new.dtype == old.dtype
         assert torch.equal(old, new)
         assert new.numel() == 0 or new.data_ptr() != old.data_ptr()
+
+
+def test_conjugates_and_negatives_that_are_mere_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if_on_a_device(monkeypatch)
+    tensors = [torch.randn(3, dtype=torch.complex64).conj(), torch._neg_view(torch.randn(4))]
+    for given in (tensors, tensors[:1], tensors[1:]):
+        for old, new in zip(given, to_host(given), strict=True):
+            assert torch.equal(old, new)
+
+
+def test_where_no_memory_can_be_pinned_it_is_copied_as_it_is() -> None:
+    copies: list[Any] = []
+
+    def pin_memory() -> Any:
+        raise RuntimeError("CUDA error: OS call failed or operation not supported")
+
+    run: Any = SimpleNamespace(is_cpu=True, pin_memory=pin_memory, to=copies.append)
+    sent(run, torch.device("cuda", 0))
+    assert copies == [torch.device("cuda", 0)]
 
 
 def test_what_is_there_is_passed_through() -> None:
