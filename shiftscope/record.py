@@ -208,6 +208,8 @@ class SiteRecord:
         self, other: SiteRecord, rule: Callable[[Stream, Stream], Stream]
     ) -> SiteRecord:
         mine, theirs = dict(self.streams), dict(other.streams)
+        if not self._all_paired or not other._all_paired:
+            mine, theirs = self._with_pairs(), other._with_pairs()
         streams = {
             name: mine.get(name) or theirs[name] for name in STREAMS if name in mine | theirs
         }
@@ -225,6 +227,18 @@ class SiteRecord:
             kept={},
             lost_since=_earliest(self.lost_since, other.lost_since),
         )
+
+    @property
+    def _all_paired(self) -> bool:
+        """Whether every gradient of z has one of a to be compared with."""
+        return "grad_a" in self.streams and "grad_z_paired" not in self.streams
+
+    def _with_pairs(self) -> dict[str, Stream]:
+        """The streams, with the part of grad_z that has a grad_a named as such."""
+        streams = dict(self.streams)
+        if self._all_paired and "grad_z" in streams:
+            streams["grad_z_paired"] = streams["grad_z"]
+        return streams
 
     def meta(self) -> dict[str, Any]:
         """The parts that are no arrays, fit for JSON."""

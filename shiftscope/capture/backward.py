@@ -16,7 +16,8 @@ from torch import Tensor
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.graph import Edge, core_node, find_hits, rebased_nodes
 from shiftscope.capture.linear_ops import LinearOp
-from shiftscope.capture.recorder import Recorder, SiteState
+from shiftscope.capture.recorder import Recorder
+from shiftscope.capture.site_state import SiteState
 
 __all__ = ["hook_activation", "hook_linear"]
 

@@ -155,5 +155,5 @@ def optimizer_of(given: Any) -> Optimizer:
         inner = getattr(inner, "optimizer", None)
     raise UsageError(
         f"steps are counted by the hooks of a torch optimizer, got {type(given).__name__}",
-        "leave optimizer out and call probe.step() after each step",
+        "leave optimizer out and call probe.step() in each step, before the weights change",
     )

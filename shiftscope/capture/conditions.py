@@ -44,12 +44,16 @@ def described(model: nn.Module | None, phase: str, settings: Settings) -> dict[s
     }
 
 
-def check(model: Any, optimizer: Any, rows: int, scaler: Any, window: int | None) -> None:
+def check(
+    model: Any, optimizer: Any, rows: int, scaler: Any, window: int | None, start: int | None
+) -> None:
     """Refuse arguments of ``ss.watch`` that have no meaning."""
     check_model(model)
     whole("rows", rows, 2, "use the default of 1024")
     if window is not None:
         whole("window", window, 1, "leave window out")
+    if start is not None:
+        whole("start", start, 0, "give the number of steps done before, or leave it out")
     if scaler is not None and not callable(getattr(scaler, "is_enabled", None)):
         raise UsageError(
             f"scaler is {shown(scaler)}, expected a torch.amp.GradScaler",

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
-from shiftscope.capture.recorder import Recorder, SiteState
+from shiftscope.capture.recorder import Recorder
+from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.sites import Names, clean_path
 from shiftscope.errors import MeasureError
 

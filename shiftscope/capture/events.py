@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shiftscope.capture.recorder import SiteState
+from shiftscope.capture.site_state import SiteState
 
 __all__ = ["Event", "count"]
 

@@ -19,8 +19,9 @@ from shiftscope.capture.ledger import Found, Ledger, together
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import rows_input, rows_inputs
 from shiftscope.capture.readings import kind_of
-from shiftscope.capture.recorder import SiteState, keep_weight
+from shiftscope.capture.recorder import Settings
 from shiftscope.capture.sampling import PICTURE_ROWS
+from shiftscope.capture.site_state import SiteState, keep_weight, note_changes
 from shiftscope.capture.streams import shown_name
 from shiftscope.capture.totals import Total, Totals
 from shiftscope.capture.weights import (
@@ -44,7 +45,14 @@ class LeanRecorder(Ledger):
     Args:
         settings: What to record.
         scaler: The GradScaler in use, so that gradients can be divided by its scale.
+
+    Attributes:
+        unsettled: Whether a linear op ran whose weights are still to be read for this window.
     """
+
+    def __init__(self, settings: Settings, scaler: Any = None) -> None:
+        super().__init__(settings, scaler)
+        self.unsettled = False
 
     # -- the end of a window --------------------------------------------------------------------
 
@@ -84,7 +92,7 @@ class LeanRecorder(Ledger):
             state.notes[f"{name} had several widths; only the first is kept"] = None
 
     def settle(self) -> None:
-        """Read the weights now that the first step of a window has ended.
+        """Read the weights of the sites whose first step of a window has just ended.
 
         Shifts and angles are those of this step: its weights and its mean inputs, while means and
         variances go on to be averaged over all steps of the window. Nothing waits for the device:
@@ -93,7 +101,11 @@ class LeanRecorder(Ledger):
         with torch._C.DisableTorchFunction():
             self._mean_images.hand_out()
             known = self._so_far()
+            self.unsettled = False
             for state in self.states.values():
+                if state.settled or not state.calls:
+                    continue
+                state.settled = True
                 a, z = (known.get(self._numbers.get((state.info.site, n), -1)) for n in "az")
                 if state.facts is None and a is not None and z is not None:
                     self._read_weight(state, a, z)
@@ -102,6 +114,7 @@ class LeanRecorder(Ledger):
         op = state.weight
         if op is None or op.x2 is not None:
             return
+        note_changes(state)
         mean_input = rows_input(op, a) if op.patches is None else state.mean_input
         facts = OpenFacts.of(op, mean_input, z.count.max())
         if facts is not None:
@@ -194,9 +207,15 @@ class LeanRecorder(Ledger):
         width = outputs.shape[z_dim]
         state = self._state(SiteInfo(site, "linear", op.op, module, width, op.fan_in(width)))
         self.linear_streams(state, op, inputs, outputs, (x_dim, z_dim))
-        keep_weight(state, op)
+        self.keep(state, op)
         self.called(state, where)
         return state
+
+    def keep(self, state: SiteState, op: LinearOp) -> None:
+        """Remember a weight; it is read when the step has ended, if it is its first."""
+        keep_weight(state, op)
+        if not state.settled:
+            self.unsettled = True
 
     def linear_streams(
         self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
@@ -29,8 +29,9 @@ from shiftscope.capture.kernel_reader import KernelReader
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import Image, MeanImages
 from shiftscope.capture.readings import IMAGE, OTHER, ROWS, Reading
-from shiftscope.capture.recorder import Recorder, Settings, SiteState
+from shiftscope.capture.recorder import Recorder, Settings
 from shiftscope.capture.sampling import Sampler
+from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.totals import Totals
 from shiftscope.tally import Moments
 from shiftscope.tally.native import built
@@ -75,6 +76,7 @@ class Ledger(Recorder):
         self._imaged: list[bool] = []
         self._alone: set[int] = set()
         self._every: dict[int, int] = {}
+        self._seen: set[int] = set()
         self._totals: dict[int, Moments] = {}
         self._pieces: dict[int, Moments] = {}
         self._lost: dict[int, Tensor] = {}
@@ -246,16 +248,30 @@ class Ledger(Recorder):
         """What is to be written once more where some calls of a site passed no gradient on.
 
         Those count for grad_z and not for the backward gain. Within a step all are merged exactly,
-        so that the sum of both kinds needs a slot of its own.
+        so that the sum of both kinds needs a slot of its own, from the first time on that a site
+        which knew the one kind meets the other.
         """
-        slots = set(map(_FIRST, pending))
-        for alone in self._alone & slots:
-            state = self.slots[alone][0]
-            paired = self._numbers.get((state.info.site, "grad_z"))
-            if paired is not None and paired in slots and alone not in self._every:
-                self._every[alone] = self._every[paired] = self.slot(state, "grad_z_every")
+        new = set(map(_FIRST, pending)) - self._seen
+        if new:
+            self._seen |= new
+            for alone in (self._alone & self._seen) - self._every.keys():
+                state = self.slots[alone][0]
+                paired = self._numbers.get((state.info.site, "grad_z"), -1)
+                if paired in self._seen:
+                    both = self.slot(state, "grad_z_every")
+                    self._begin_every(both, {alone, paired} - new)
+                    self._every[alone] = self._every[paired] = both
         every = self._every
         return [(every[slot], found) for slot, found in pending if slot in every] if every else []
+
+    def _begin_every(self, both: int, known: Iterable[int]) -> None:
+        """Begin the sum of both kinds of gradients with all there was of the one kind."""
+        tables: tuple[dict[Any, Any], ...] = (self._totals, self._pieces, self._lost)
+        for before in known:
+            self._fold()
+            for table in tables:
+                if before in table:
+                    table[both] = table[before]
 
     def _merge(self, kinds: dict[Any, list[Any]], inverse: Tensor | None) -> None:
         """Give each reader what it read."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.capture.linear_ops import LinearOp
-from shiftscope.capture.recorder import SiteState
+from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.weights import MeanInput
 from shiftscope.tally import Moments
 from shiftscope.tally.transfer import to_devices

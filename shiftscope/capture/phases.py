@@ -57,7 +57,8 @@ class Phases:
                 continue
             recorder.step = step
             recorder.flush()
-            if not window.steps and self._span > 1:
+            # A window of one training step ends with it, others go on while the weights move.
+            if recorder.unsettled and (self._span > 1 or phase != "train"):
                 recorder.settle()
             window.ended(step)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shiftscope.capture.recorder import SiteState
+from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.weights import is_readable
 from shiftscope.tally.transfer import groups_to_host
 

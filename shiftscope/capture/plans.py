@@ -20,7 +20,7 @@ from shiftscope.capture.graph import core_node, edge_of, find_hits
 from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.readings import OTHER, kind_of
-from shiftscope.capture.recorder import SiteState
+from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.trail import Trail
 
 __all__ = ["ActivationPlan", "Call", "LinearPlan"]
@@ -103,12 +103,14 @@ class LinearPlan(_Plan):
     """
 
     __slots__ = (
-        *("core", "depth", "grad_alone", "lasts", "via", "w_at", "weight", "x_kind", "z_kind"),
+        *("b_at", "core", "depth", "grad_alone", "lasts", "via", "w_at", "weight"),
+        *("x_kind", "z_kind"),
     )
 
     def __init__(self, call: Call, op: LinearOp, out: Tensor) -> None:
         super().__init__(call, op, 3)
         self.w_at = _place(call.args, op.weight)
+        self.b_at = -1 if op.bias is None else _place(call.args, op.bias)
         self.weight = weakref.ref(op.weight)
         self.op: LinearOp = replace(self.op, weight=op.weight.detach())
         self.x_kind, self.z_kind = kind_of(op.x, op.x_dim), kind_of(out, op.z_dim)
@@ -157,6 +159,9 @@ class LinearPlan(_Plan):
         op = self.op
         if op.patches is not None:
             recorder.image(self.state, op, x, a)
+        if not self.state.settled:
+            bias = op.bias if self.b_at < 0 else args[self.b_at]
+            recorder.keep(self.state, replace(op, weight=args[self.w_at], bias=bias))
         if recorder.detail:
             recorder.linear_samples(self.state, op, (x, out), (self.x_kind, self.z_kind), (a, z))
             if not self.lasts:
@@ -363,4 +368,4 @@ class _ActivationHook:
 
 
 def _place(args: tuple[Any, ...], wanted: Any) -> int:
-    return next(i for i, arg in enumerate(args) if arg is wanted)
+    return next((i for i, arg in enumerate(args) if arg is wanted), -1)

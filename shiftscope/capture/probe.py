@@ -35,7 +35,8 @@ from shiftscope.capture.mode import Handler, Mode, Run, remember, transforms
 from shiftscope.capture.module_kinds import has_fast_path, is_single, takes_fast_path
 from shiftscope.capture.neuron_dims import neurons_lie
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
-from shiftscope.capture.recorder import Recorder, SiteState
+from shiftscope.capture.recorder import Recorder
+from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.sites import Frame, Names
 from shiftscope.capture.tracing import first_tensor, is_plain, is_traced, why_not_plain
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.linear_ops import LinearOp
-from shiftscope.capture.neuron_dims import Lies
+from shiftscope.capture.site_state import SiteState, keep_weight, note_changes
 from shiftscope.capture.streams import kept_streams
 from shiftscope.capture.weights import (
     MeanInput,
@@ -32,7 +32,7 @@ from shiftscope.record import STREAMS, SiteInfo, SiteRecord, Stream, WeightFacts
 from shiftscope.tally import Counts, Extrema, Moments, RowSample
 from shiftscope.theory.saturation import saturation_bounds
 
-__all__ = ["RANK_STRIDE", "Recorder", "Settings", "SiteState", "keep_weight"]
+__all__ = ["RANK_STRIDE", "Recorder", "Settings"]
 
 _INPUT_ROWS = 128
 RANK_STRIDE = 2**40
@@ -62,43 +62,6 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse a seed that is none."""
         whole("seed", self.seed, -(2**63), "leave it at 0", most=2**63 - 1)
-
-
-@dataclass(eq=False)
-class SiteState:
-    """The growing numbers of one site."""
-
-    info: SiteInfo
-    streams: dict[str, Stream] = field(default_factory=dict)
-    calls: int = 0
-    samples: int = 0
-    forward: int = -1
-    seen: dict[str, int] = field(default_factory=dict)
-    mean_input: MeanInput | None = None
-    weight: LinearOp | None = None
-    facts: OpenFacts | None = None
-    hooked: int = 0
-    arrived: int = 0
-    repeated: int = 0
-    shares_due: int = 0
-    shares: int = 0
-    notes: dict[str, None] = field(default_factory=dict)
-    lost_since: dict[str, int] = field(default_factory=dict)
-    lies: Lies | None = None
-
-    def place(self, lies: Lies) -> None:
-        """Keep where the neurons of an activation lie, and every doubt about it."""
-        if self.lies is None or lies.doubt:
-            self.lies = lies
-
-    def restart(self) -> None:
-        """Forget the numbers of a window; what is known of the op stays."""
-        self.streams, self.seen, self.notes, self.mean_input = {}, {}, {}, None
-        self.lost_since = {}
-        self.facts = None
-        self.calls = self.samples = self.hooked = self.arrived = 0
-        self.repeated = self.shares_due = self.shares = 0
-        self.forward = -1
 
 
 class Recorder:
@@ -332,21 +295,10 @@ def _variants(site: str) -> Iterator[str]:
         number += 1
 
 
-def keep_weight(state: SiteState, op: LinearOp) -> None:
-    """Remember the effective weight of the last call, for the facts of the window."""
-    before = state.weight
-    if (
-        before is not None
-        and before.weight is not op.weight
-        and before.weight.shape != op.weight.shape
-    ):
-        state.notes["weights of several shapes; facts are of the last one"] = None
-    state.weight = replace(op, x=torch.empty(0), x2=None, weight=op.weight.detach())
-
-
 def _facts(state: SiteState) -> OpenFacts | None:
     if state.facts is not None or state.weight is None:
         return state.facts
+    note_changes(state)
     return OpenFacts.of(state.weight, state.mean_input, _rows_of(state))
 
 

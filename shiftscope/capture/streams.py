@@ -53,10 +53,4 @@ def _all_gradients(streams: dict[str, Stream]) -> dict[str, Stream]:
     paired, every = streams.get("grad_z"), streams.get("grad_z_every")
     if paired is None:
         return {**streams, "grad_z": alone}
-    if every is None or _rows(every) < _rows(paired) + _rows(alone):
-        every = paired.merge(alone)
-    return {**streams, "grad_z": every, "grad_z_paired": paired}
-
-
-def _rows(stream: Stream) -> int:
-    return int(stream.moments.count.max())
+    return {**streams, "grad_z": every or paired.merge(alone), "grad_z_paired": paired}

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from shiftscope.capture import distributed
+from shiftscope.capture.arguments import patterns
 from shiftscope.capture.belonging import kept, nothing_since, resumed
 from shiftscope.capture.boundary_moves import BoundaryTracker
 from shiftscope.capture.choice import patterns_of
@@ -61,7 +62,8 @@ def watch(
 
     Args:
         model: The model that is trained; data-parallel and compile wrappers are looked through.
-        optimizer: Its optimizer: steps are counted for you. None: call ``probe.step()`` after each.
+        optimizer: Its optimizer: steps are counted for you. None: call ``probe.step()`` in each,
+            when its gradients are there and before the weights change.
         every: Record every N-th step; None to keep within the budget.
         budget: Share of the training time that recording may take, measured on this run.
         sites: Pattern or patterns (``fnmatch``) of the sites to keep.
@@ -137,10 +139,12 @@ class Probe:
         start: int | None = None,
         boundaries: str | Iterable[str] | None = None,
     ) -> None:
-        check(model, optimizer, rows, scaler, window)
+        check(model, optimizer, rows, scaler, window, start)
         inner = unwrapped(model)
         self.trace = resumed(resume, inner)
-        self.boundaries = None if boundaries is None else BoundaryTracker(inner, boundaries)
+        self.boundaries = None
+        if boundaries is not None:
+            self.boundaries = BoundaryTracker(inner, patterns("boundaries", boundaries))
         self._schedule = Schedule(every, budget, self.trace.next_step if start is None else start)
         self._settings = Settings(rows, seed, distributed.rank(), sample_budget(inner))
         self._patterns = patterns_of(sites, inner, stacklevel=4)
@@ -170,6 +174,8 @@ class Probe:
 
     def step(self) -> None:
         """End a training step; only where no optimizer was given.
+
+        To be called before the weights change: facts of weights are of those that are there now.
 
         Raises:
             UsageError: The optimizer counts the steps already.

@@ -44,3 +44,18 @@ def test_they_are_refused(verb: Any, options: dict[str, Any], says: str) -> None
 def test_sites_are_patterns(sites: Any) -> None:
     with pytest.raises(ss.UsageError, match="expected patterns of names"):
         ss.analyze(nn.Linear(2, 2), [torch.ones(3, 2)], sites=sites)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"start": "4"}, "start must be a whole number, got '4'"),
+        ({"start": 1.5}, "start must be a whole number, got 1.5"),
+        ({"start": -1}, "start must be at least 0"),
+        ({"boundaries": 3}, "boundaries is 3, expected patterns of names"),
+    ],
+)
+def test_those_of_watch_are_refused_before_training(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ss.UsageError, match=says) as caught:
+        ss.watch(nn.Linear(2, 2), **options)
+    assert caught.value.remedy

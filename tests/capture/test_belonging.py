@@ -57,7 +57,7 @@ def hooks_left(model: nn.Module) -> int:
         ({"sites": [3]}, r"sites is \(3,\)"),
         ({"resume": 3}, "resume is 3"),
         ({"seed": "x"}, "seed must be a whole number"),
-        ({"boundaries": 3}, "sites is 3"),
+        ({"boundaries": 3}, "boundaries is 3"),
     ],
 )
 def test_arguments_without_a_meaning_are_refused(options: dict[str, Any], says: str) -> None:
