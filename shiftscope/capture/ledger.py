@@ -26,6 +26,7 @@ from shiftscope.capture.compiled_reader import Columns, CompiledReader
 from shiftscope.capture.device_reader import DeviceReaders, Parts
 from shiftscope.capture.events import Event, count
 from shiftscope.capture.kernel_reader import KernelReader
+from shiftscope.capture.kinds import by_kind, mixed
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import Image, MeanImages
 from shiftscope.capture.readings import IMAGE, OTHER, ROWS, Reading
@@ -42,7 +43,7 @@ Found = Any
 """What reading a tensor gives: Columns of the compiled reader, Parts of the one on a GPU, a Reading
 by torch's kernels, or exact Moments."""
 
-_FIRST, _SECOND = itemgetter(0), itemgetter(1)
+_FIRST = itemgetter(0)
 _RECENT = 4
 _MANY = 2**23
 """Columns of unmerged readings that are merged before the step has ended."""
@@ -225,8 +226,8 @@ class Ledger(Recorder):
         pending, events, images = self._withdraw()
         pending += self._every_gradient(pending)
         inverse = self._inverse_scale()
-        kinds = _by_kind(pending)
-        in_pieces = not ended or bool(self._pieces) or _mixed(kinds)
+        kinds = by_kind(pending)
+        in_pieces = not ended or bool(self._pieces) or mixed(kinds)
         if in_pieces:
             self._fold()  # so that what is closed below is of this step alone
         self._merge(kinds, inverse)
@@ -367,25 +368,6 @@ class Ledger(Recorder):
             m2=moments.m2 * factor.square(),
             scale=moments.scale * factor,
         )
-
-
-def _by_kind(pending: list[tuple[int, Found]]) -> dict[Any, list[Any]]:
-    """Kind of reading -> slots and readings, in order."""
-    kinds: dict[Any, list[Any]] = {Columns: [], Parts: [], Reading: [], Moments: []}
-    found = set(map(type, map(_SECOND, pending)))
-    if len(found) == 1:
-        return kinds | {found.pop(): pending}
-    for item in pending:
-        kinds[type(item[1])].append(item)
-    return kinds
-
-
-def _mixed(kinds: dict[Any, list[Any]]) -> bool:
-    """Whether some stream was read in several ways in one step."""
-    if sum(map(bool, kinds.values())) < 2:
-        return False
-    ways = [{slot for slot, _ in found} for found in kinds.values() if found]
-    return len(ways) > 1 and len(set().union(*ways)) < sum(len(slots) for slots in ways)
 
 
 def _merged(one: Moments | None, other: Moments) -> Moments:
