@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from operator import attrgetter, mul
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from shiftscope.capture.totals import PagedReader, Structure, Totals
 from shiftscope.tally.native import Columns, Reader, Record
 
 __all__ = ["Columns", "CompiledReader"]
+
+_ROWS = attrgetter("rows")
 
 
 class CompiledReader(Reader, PagedReader):
@@ -66,8 +69,9 @@ class _RecordTotals(Totals):
             start += used
         if self.groups:
             self._add_groups(starts, [page for page, _ in pages])
-        count = torch.cat([page.data[0, :used] for page, used in pages])
-        if float(count.sum()) < sum(r.rows * r.width for r in readings):
+        parts = [page.data[0, :used] for page, used in pages]
+        count = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if float(count.sum()) < sum(map(mul, self.widths, map(_ROWS, readings))):
             for number, part in enumerate(count.split(self.widths)):
                 if bool((part < readings[number].rows).any()):
                     self._first.setdefault(number, step)

@@ -210,7 +210,12 @@ static PyObject *reader_look(Reader *self, PyObject *const *args, Py_ssize_t num
     }
     if (place_of(x, (int)kind, base != Py_None, place) < 0)
         goto done;
-    /* Of a contiguous tensor the place tells which elements it has; of others it does not. */
+    int own = base == Py_None;
+    if (known && own)
+        found = Py_XNewRef(recall(self, anchor, version, place));
+    if (found)
+        goto done;
+    /* Of a contiguous view the place tells which elements it has; of others it does not. */
     int dtype = dtype_of(&self->known, x);
     if (dtype == -2)
         goto done;
@@ -221,7 +226,7 @@ static PyObject *reader_look(Reader *self, PyObject *const *args, Py_ssize_t num
         found = Py_NewRef(Py_None);
         goto done;
     }
-    if (known)
+    if (known && !own)
         found = Py_XNewRef(recall(self, anchor, version, place));
     if (found)
         goto done;
