@@ -30,6 +30,7 @@ from shiftscope.capture.sites import unwrapped
 from shiftscope.capture.stance import Eager, call_untraced, listen
 from shiftscope.capture.windows import OpenWindow, main_phase, since
 from shiftscope.errors import UsageError
+from shiftscope.given import expect
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace
 
@@ -195,7 +196,11 @@ class Probe:
 
         Args:
             phase: The phase it is counted for.
+
+        Raises:
+            UsageError: The phase is no name.
         """
+        expect("phase", phase, str, remedy='give "eval", "train" or a name of your own')
         before, attached = self._forced, self.attached
         with ExitStack() as last:
             if not attached:

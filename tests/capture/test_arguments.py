@@ -59,3 +59,14 @@ def test_those_of_watch_are_refused_before_training(options: dict[str, Any], say
     with pytest.raises(ss.UsageError, match=says) as caught:
         ss.watch(nn.Linear(2, 2), **options)
     assert caught.value.remedy
+
+
+def test_a_phase_has_a_name() -> None:
+    model = nn.Linear(3, 2)
+    with ss.watch(model) as probe:
+        with pytest.raises(ss.UsageError, match="phase is 3, expected a str"), probe.record(3):
+            pass
+        with probe.record("test"), torch.no_grad():
+            model(torch.randn(4, 3))
+        (record,) = probe.snapshot("test").records.values()
+        assert record.samples == 4
