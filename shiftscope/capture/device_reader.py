@@ -97,6 +97,12 @@ class DeviceReaders:
             scale = None if inverse is None else inverse.to(reader.device)
             try:
                 yield from reader.merge(writes, gradient, scale, step)
+            except torch.OutOfMemoryError:  # perhaps not in the next one
+                warnings.warn(
+                    f"shiftscope left out step {step} on {reader.device}: out of memory",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
             except Exception as error:  # this step is lost, and training goes on
                 self._give_up(reader.device, error)
 

@@ -449,3 +449,31 @@ def test_tensors_without_an_address_are_read_by_torch(reader: str) -> None:
     assert found.read(x, 0, ROWS, False) is not None
     assert found.read(negated, 0, ROWS, False) is None
     assert found.read(x.as_subclass(type("Own", (Tensor,), {})), 0, ROWS, False) is None
+
+
+def test_a_step_for_which_memory_runs_out_is_left_out(
+    reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reader != "triton":
+        pytest.skip("of the reader on a GPU")
+    recorder, x = LeanRecorder(Settings()), torch.rand(6, 3)
+    state = recorder._state(SiteInfo("x", "activation", "relu", "x", 3))
+    make = device_reader._Reader._new
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    for step, new in enumerate((full, make)):
+        monkeypatch.setattr(device_reader._Reader, "_new", new)
+        recorder.step = step
+        recorder.take(recorder.slot(state, "z"), x + step, ROWS)
+        recorder.tell(state, "calls")
+        if step:
+            recorder.flush()
+        else:
+            with pytest.warns(RuntimeWarning, match="left out step 0 on cpu: out of memory"):
+                recorder.flush()
+    moments = recorder.records()["x"].streams["z"].moments
+    assert moments.count.tolist() == [6] * 3  # of the second step, through Triton again
+    torch.testing.assert_close(moments.mean, (x + 1).double().mean(0))
+    assert not recorder._devices._failed
