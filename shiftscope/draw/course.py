@@ -86,14 +86,18 @@ class Course:
     def edges(self) -> Array:
         """Where each window is drawn: from its first step to the next one's, ``[windows + 1]``.
 
-        A step lies in the middle of its column. The last window is as wide as the narrowest one,
-        or as its own steps, and wide enough to be seen.
+        A step lies in the middle of its column. The last window ends behind its last step as the
+        others do, is no wider than the narrowest of them, and wide enough to be seen.
         """
         starts = np.asarray(self.steps, dtype=np.float64) - 0.5
-        widths = np.diff(starts)
-        least = max(widths[widths > 0].min(initial=np.inf), _SEEN * (starts[-1] - starts[0]))
-        end = starts[-1] + (least if np.isfinite(least) else 1.0)
-        edges: Array = np.append(starts, max(end, self.lasts[-1] + 0.5))
+        lasts = np.asarray(self.lasts, dtype=np.float64) + 0.5
+        widths, behind = np.diff(starts), starts[1:] - lasts[:-1]
+        end = starts[-1] + 1.0
+        if (widths > 0).any():
+            narrow, usual = widths[widths > 0].min(), max(0.0, float(np.median(behind)))
+            seen = starts[-1] + _SEEN * (starts[-1] - starts[0])
+            end = max(seen, min(starts[-1] + narrow, lasts[-1] + usual))
+        edges: Array = np.append(starts, max(end, lasts[-1]))
         return edges
 
     @cached_property

@@ -54,6 +54,11 @@ def test_columns_are_as_wide_as_their_steps(trace: Trace) -> None:
     assert ax.get_xscale() == "linear"
 
 
+def test_a_last_window_that_was_cut_short_is_drawn_short(trace: Trace) -> None:
+    course = Course.of(Trace(at(trace, (0, 95), (100, 195), (200, 205))))  # each fifth step
+    assert course.edges.tolist() == [-0.5, 99.5, 199.5, 209.5]
+
+
 def test_the_last_of_single_steps_is_as_wide_as_the_others(trace: Trace) -> None:
     assert Course.of(trace).edges.tolist() == [-0.5, 4.5, 9.5, 14.5]
     far = Course.of(Trace(at(trace, (0, 0), (1, 1), (10_000, 10_000))))
