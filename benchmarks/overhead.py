@@ -5,7 +5,8 @@ instrumented step, bare step, ...; the ratio is the instrumented time over the m
 ones beside it, the row its median with quartiles. One thread; process CPU time on the CPU; on a GPU
 CUDA events around blocks of steps, within which the host may run ahead as it does in training. An
 A/A row pairs two bare copies: ratios nearer to 1 than its quartiles mean nothing. Peers are
-measured in the same run where they are installed, else the row says why not.
+measured in the same run where they are installed, else the row says why not. One step in 50 is set
+beside a bare copy in turns, as means with standard errors.
 
 On a GPU the row of every step also tells the bandwidth floor: the bytes of all tensors that are
 read, each once, over the bandwidth of a large copy (bytes read plus bytes written), and how much of
@@ -66,7 +67,7 @@ def detached(work: Workload) -> Step:
 def empty(work: Workload) -> Step:
     """A mode, a hook before each module and one on each node that do nothing at all.
 
-    What no tool that listens to a model from Python can go below.
+    About what listening from Python costs before anything is done with what is heard.
     """
     model = work.model
     for module in model.modules():

@@ -23,7 +23,7 @@ class DeviceReaders:
     """One reader for each GPU; other devices, and a GPU Triton fails on, have none.
 
     Args:
-        looks: Functions that read a tensor at once, of a step before known form; those of the
+        looks: Functions that read a tensor whose form is known from a step before; those of the
             readers are added.
     """
 

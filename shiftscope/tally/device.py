@@ -151,7 +151,7 @@ class DeviceReader:
         self._launches = Launches()
         make = partial(Page, device=device)
         # Not self: the compiled reader takes no part in collecting cycles.
-        page_of = partial(_page_of, self._spare, self._size, make)
+        page_of = partial(native.next_page, self._spare, self._size, make)
         self._books: Any = _books(device, page_of, self._launches)
         self.look, self._again = self._books.look, self._books.read
 
@@ -239,10 +239,6 @@ def _books(device: torch.device, page_of: Callable[[int], Page], launches: Launc
     index = -1 if device.index is None else device.index
     image_of = partial(_image_of, device)
     return native.on_device(index, page_of, image_of, launches.native, _unwritten, several)
-
-
-def _page_of(spare: list[Page], size: list[int], make: Callable[[int], Page], width: int) -> Page:
-    return native.next_page(spare, size, width, make)  # type: ignore[no-any-return]
 
 
 def _image_of(device: torch.device, width: int, run: int) -> Tensor:

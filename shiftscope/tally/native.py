@@ -9,7 +9,9 @@ same by torch functions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -173,7 +175,7 @@ class Reader:
             _DTYPES,
             torch.strided,
             (Tensor, torch.nn.Parameter),
-            lambda width: next_page(spare, size, width, Record),
+            partial(next_page, spare, size, Record),
             lambda width, run: torch.empty((width, run), dtype=torch.float64, device="cpu"),
             torch.get_num_threads,
         )
@@ -237,7 +239,7 @@ def on_device(
     )
 
 
-def next_page(spare: list[Any], size: list[int], width: int, make: Any) -> Any:
+def next_page(spare: list[Any], size: list[int], make: Callable[[int], Any], width: int) -> Any:
     """A page that was used before, if it is large enough, or a new one."""
     with suppress(IndexError):  # another thread may take the last one
         while spare:
