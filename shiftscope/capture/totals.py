@@ -205,8 +205,9 @@ def _written(
     inside = not numbers or max(numbers) < len(readings)
     if inside and all(map(is_, map(readings.__getitem__, numbers), found)):
         return tuple(map(_FIRST, writes)), numbers
-    known = [w for w in writes if any(w[1] is r for r in readings[w[1].number : w[1].number + 1])]
-    return tuple([slot for slot, _ in known]), tuple([r.number for _, r in known])
+    number = len(readings)
+    known = [(s, r.number) for s, r in writes if r.number < number and readings[r.number] is r]
+    return tuple([slot for slot, _ in known]), tuple([number for _, number in known])
 
 
 class PagedReader(ABC):
