@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from shiftscope.capture.calls import entered, known_as, left
+
 __all__ = [
     "Enter",
     "Leave",
@@ -155,6 +157,7 @@ class _Mark:
         return (OrderedDict.pop, (self._hooks, self._key, None))
 
 
+@known_as("enter")
 class Enter(_Hook):
     """Forward pre-hook: a module begins.
 
@@ -176,7 +179,7 @@ class Enter(_Hook):
         if _is_dynamo_compiling():  # a strict export traces hooks along with the model
             return
         attachment = self._attachment()
-        if attachment is not None:
+        if attachment is not None and not entered(self, attachment, module):
             attachment.enter(self, module, args, kwargs or {})
 
 
@@ -190,7 +193,7 @@ class Leave(_Hook):
         if _is_dynamo_compiling():
             return
         attachment = self._attachment()
-        if attachment is not None:
+        if attachment is not None and not left(attachment, module):
             attachment.leave(module)
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.capture.blocks import Block
+from shiftscope.capture.calls import Books
 from shiftscope.capture.compiled_reader import Columns, CompiledReader
 from shiftscope.capture.device_reader import DeviceReaders, Parts
 from shiftscope.capture.events import Event, count
@@ -91,6 +92,7 @@ class Ledger(Recorder):
         self._compiled = CompiledReader() if built() else None
         self._looks = [] if self._compiled is None else [self._compiled.look]
         self._devices, self._kernels = DeviceReaders(self._looks), KernelReader()
+        self.books = Books(self._pending, self._events, self._looks, self._imaged)
         self.itself: Callable[[], Any] = weakref.ref(self)
 
     # -- during a step --------------------------------------------------------------------------
@@ -130,6 +132,10 @@ class Ledger(Recorder):
                         return known
             except torch.OutOfMemoryError:
                 pass  # torch's kernels may need less
+        return self.otherwise(slot, tensor, kind, dim)
+
+    def otherwise(self, slot: int, tensor: Tensor, kind: int, dim: int = -1) -> Found | None:
+        """The same, of a tensor that no reader knows at once."""
         if not tensor.numel():
             return None
         if tensor.is_inference():

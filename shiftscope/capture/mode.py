@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from shiftscope.capture.calls import CompiledMode, known_as, transforms
 from shiftscope.capture.sites import Frame
 from shiftscope.capture.trail import Trail
 
-__all__ = ["Handler", "Mode", "Run", "remember", "transforms"]
-
-transforms = torch._C._functorch.peek_interpreter_stack
-"""The innermost transform of ``torch.func`` (vmap, grad) in force; None without."""
+__all__ = ["Handler", "Mode", "PlainMode", "Run", "remember"]
 
 Handler = Callable[[Any, Frame, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
+@known_as("run")
 class Run:
     """One thread's forward pass through the model.
 
@@ -46,11 +44,11 @@ class Run:
 
     def owns(self, mode: Any) -> bool:
         """Whether a mode was pushed for this forward pass."""
-        return isinstance(mode, Mode) and mode.run is self
+        return isinstance(mode, PlainMode) and mode.run is self
 
 
-class Mode(TorchFunctionMode):
-    """Hands the torch functions that matter to their handlers.
+class PlainMode(TorchFunctionMode):
+    """Hands the torch functions that matter to their plans, or to their handlers.
 
     Args:
         handlers: Function to what records a call of it.
@@ -59,7 +57,7 @@ class Mode(TorchFunctionMode):
 
     def __init__(self, handlers: dict[Any, Handler], run: Run) -> None:
         super().__init__()
-        self._handlers, self.run = handlers, run
+        self.handlers, self.run = handlers, run
 
     def __torch_function__(
         self,
@@ -69,17 +67,18 @@ class Mode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """One call of a torch function."""
-        handler, kwargs = self._handlers.get(func), kwargs or {}
+        handler, kwargs = self.handlers.get(func), kwargs or {}
         if handler is None:
             out = func(*args, **kwargs)
         else:
-            out = self._handle(handler, func, args, kwargs)
+            out = self.handle(handler, func, args, kwargs)
         trail = self.run.trail
         if trail.tensors or type(out) is not Tensor or out.grad_fn is None:
             trail.follow(func, args, kwargs, out)
         return out
 
-    def _handle(self, handler: Handler, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    def handle(self, handler: Handler, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A call that has a handler."""
         run, stack = self.run, self.run.stack
         if not stack or transforms() is not None:
             return func(*args, **kwargs)
@@ -89,6 +88,16 @@ class Mode(TorchFunctionMode):
         finally:
             if frame.single and stack and stack[-1] is frame:
                 del stack[-1]
+
+
+def _compiled() -> type[PlainMode]:
+    """The same, whose plain calls never reach Python."""
+    made: Any = type("CompiledMode", (CompiledMode, PlainMode), {"__module__": __name__})
+    return made  # type: ignore[no-any-return]
+
+
+Mode: type[PlainMode] = PlainMode if CompiledMode is None else _compiled()
+"""The mode of a forward pass that is recorded: ``Mode(handlers, run)``."""
 
 
 def _run_op(

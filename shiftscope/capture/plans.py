@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.backward import hook_activation, hook_linear
+from shiftscope.capture.calls import known_as
 from shiftscope.capture.graph import core_node, edge_of, find_hits
 from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.linear_ops import LinearOp
@@ -51,6 +52,7 @@ class Call:
         return [self.where.slot(self.state, name) for name in names]
 
 
+@known_as("plan")
 class _Plan:
     """The part that both kinds of op share.
 
@@ -93,6 +95,7 @@ class _Plan:
         )
 
 
+@known_as("linear")
 class LinearPlan(_Plan):
     """A linear op whose weight is a lasting tensor and whose neurons lie in the usual dimensions.
 
@@ -103,7 +106,7 @@ class LinearPlan(_Plan):
     """
 
     __slots__ = (
-        *("b_at", "core", "depth", "grad_alone", "lasts", "via", "w_at", "weight"),
+        *("b_at", "core", "depth", "grad_alone", "lasts", "patched", "via", "w_at", "weight"),
         *("x_kind", "z_kind"),
     )
 
@@ -116,6 +119,7 @@ class LinearPlan(_Plan):
         self.x_kind, self.z_kind = kind_of(op.x, op.x_dim), kind_of(out, op.z_dim)
         (self.grad_alone,) = call.slots("grad_z_alone")
         self.core, self.depth, self.via, self.lasts = "", 0, False, True
+        self.patched = op.patches is not None
 
     @classmethod
     def of(cls, call: Call, op: LinearOp, out: Tensor) -> LinearPlan | None:
@@ -157,7 +161,7 @@ class LinearPlan(_Plan):
         recorder.write(self.a, a)
         recorder.write(self.z, z)
         op = self.op
-        if op.patches is not None:
+        if self.patched:
             recorder.image(self.state, op, x, a)
         if not self.state.settled:
             bias = op.bias if self.b_at < 0 else args[self.b_at]
@@ -169,11 +173,11 @@ class LinearPlan(_Plan):
                     self.state, replace(op, x=x, weight=args[self.w_at].detach())
                 )
         node = out.grad_fn
-        hooked = node is not None and self._hook(recorder, node, x, out)
+        hooked = node is not None and self.hook(recorder, node, x, out)
         recorder.called(self.state, where, hooked)
         return out
 
-    def _hook(self, recorder: LeanRecorder, node: Any, x: Tensor, out: Tensor) -> bool:
+    def hook(self, recorder: LeanRecorder, node: Any, x: Tensor, out: Tensor) -> bool:
         """Put a hook where the gradients of this call pass; whether it is to be counted."""
         shared = x.requires_grad
         if type(node) is self.direct and (self.index >= 0 or not shared):
@@ -250,6 +254,7 @@ class _CoreHook:
             recorder.take(plan.grad_a, share, plan.x_kind)
 
 
+@known_as("activation")
 class ActivationPlan(_Plan):
     """An activation op on a tensor whose neurons lie in the usual dimensions.
 
@@ -319,16 +324,16 @@ class ActivationPlan(_Plan):
             return out
         recorder.after((self.z, self.a), z, out, self.kind, self.dim)
         node = out.grad_fn
-        hooked = node is not None and self._hook(recorder, node, x, out, edge)
+        hooked = node is not None and self.hook(recorder, node, x, out, edge)
         recorder.called(self.state, where, hooked)
         return out
 
-    def _hook(self, recorder: LeanRecorder, node: Any, x: Tensor, out: Tensor, edge: Any) -> bool:
+    def hook(self, recorder: LeanRecorder, node: Any, x: Tensor, out: Tensor, edge: Any) -> bool:
         """Put a hook where the gradients of this call pass; whether it is to be counted."""
         if type(node) is self.direct and x.requires_grad:
             node.register_hook(_ActivationHook(recorder, self))
             return True
-        if edge is None:
+        if edge is None or not torch.is_grad_enabled():
             edge = edge_of(x)
         if edge is not None:
             op = replace(self.op, x=x)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from shiftscope.capture.activation_ops import ACTIVATION_OPS, parse_activation
 from shiftscope.capture.backward import hook_activation, hook_linear
+from shiftscope.capture.calls import transforms
 from shiftscope.capture.fused import FUSED_OPS
 from shiftscope.capture.graph import edge_of
 from shiftscope.capture.hooks import (
@@ -31,7 +32,7 @@ from shiftscope.capture.hooks import (
     unused_key,
 )
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
-from shiftscope.capture.mode import Handler, Mode, Run, remember, transforms
+from shiftscope.capture.mode import Handler, Mode, Run, remember
 from shiftscope.capture.module_kinds import has_fast_path, is_single, takes_fast_path
 from shiftscope.capture.neuron_dims import neurons_lie
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan

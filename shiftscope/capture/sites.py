@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from shiftscope.capture.calls import known_as
+
 __all__ = ["Frame", "Names", "clean_path", "names_itself", "unwrapped"]
 
 _WRAPPER_SEGMENTS = re.compile(
@@ -52,6 +54,7 @@ def names_itself(module: nn.Module) -> bool:
     return any("weight" in place for place in (*own, parametrized))
 
 
+@known_as("frame")
 @dataclass(slots=True)
 class Frame:
     """One running call of a module.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shiftscope.capture.calls import known_as
 from shiftscope.capture.carry import NEURONS, POSITIONS, Marks, Step, carry, keeps, plain, source
 from shiftscope.capture.neuron_dims import marks_above
 
@@ -56,6 +57,7 @@ class _Call:
     operands: list[Tensor]
 
 
+@known_as("trail")
 class Trail:
     """The marks of tensors without history, in one thread's forward pass.
 

@@ -1,0 +1,354 @@
+/* The torch function mode of a forward pass that is recorded, and the stack of running modules. */
+
+#include "_calls.h"
+
+#include <structmember.h>
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *handlers, *run;
+} Mode;
+
+/* Whether a transform of torch.func (vmap, grad) is in force; -1 with an exception. */
+static int is_transformed(void)
+{
+    PyObject *found = PyObject_CallNoArgs(known.transforms);
+    Py_XDECREF(found); /* compared with None only */
+    return found ? found != Py_None : -1;
+}
+
+/* -- one call ------------------------------------------------------------------------------------- */
+
+/* The frame of the innermost module, where its calls have plans; a new reference, or NULL. */
+static PyObject *frame_with_plans(PyObject *run)
+{
+    PyObject *stack = SLOT(run, run_slots, RUN_STACK);
+    const Py_ssize_t depth = PyList_GET_SIZE(stack);
+    PyObject *frame = depth ? PyList_GET_ITEM(stack, depth - 1) : NULL;
+    if (!frame || SLOT(run, run_slots, RUN_RECOMPUTING) != Py_False
+        || !Py_IS_TYPE(frame, frame_slots.type)
+        || !PyList_CheckExact(SLOT(frame, frame_slots, FRAME_PLANS)))
+        return NULL;
+    return Py_NewRef(frame);
+}
+
+/* The plan of the next call in a frame; a new reference, or NULL. */
+static PyObject *plan_in(PyObject *frame, long index)
+{
+    PyObject *plans = SLOT(frame, frame_slots, FRAME_PLANS);
+    return index >= 0 && index < PyList_GET_SIZE(plans)
+               ? Py_NewRef(PyList_GET_ITEM(plans, index)) : NULL;
+}
+
+/* The books of a recorder that records nothing but moments in this step; NULL where there are
+   none, perhaps with an exception. */
+static Books *books_of(PyObject *recorder)
+{
+    int detail = is_true(PyObject_GetAttr(recorder, word_detail));
+    PyObject *books = detail ? NULL : PyObject_GetAttr(recorder, word_books);
+    if (books && !Py_IS_TYPE(books, books_type))
+        Py_CLEAR(books);
+    return (Books *)books;
+}
+
+/* Move on to the next call of a frame, as it is with this one; -1 with an exception. */
+static int move_on(PyObject *frame, PyObject *plan, long index)
+{
+    PyObject *count = SLOT(plan, plan_slots, PLAN_COUNT);
+    if (count != Py_None
+        && PyDict_SetItem(SLOT(frame, frame_slots, FRAME_COUNTS), PyTuple_GET_ITEM(count, 0),
+                          PyTuple_GET_ITEM(count, 1)) < 0)
+        return -1;
+    PyObject *next = PyLong_FromLong(index + 1);
+    if (!next)
+        return -1;
+    Py_XSETREF(SLOT(frame, frame_slots, FRAME_INDEX), next);
+    return 0;
+}
+
+/* End the call of a module whose call ends with its first op. */
+static void end_single(PyObject *run, PyObject *frame)
+{
+    PyObject *stack = SLOT(run, run_slots, RUN_STACK);
+    const Py_ssize_t depth = PyList_GET_SIZE(stack);
+    if (SLOT(frame, frame_slots, FRAME_SINGLE) != Py_True || !depth
+        || PyList_GET_ITEM(stack, depth - 1) != frame)
+        return;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    if (PyList_SetSlice(stack, depth - 1, depth, NULL) < 0)
+        PyErr_Clear();
+    PyErr_Restore(type, value, trace);
+}
+
+/* Run and record a call by its plan, if it is the plain one; done tells whether it was. */
+static PyObject *run_by_plan(PyObject *run, PyObject *frame, Call *call, int *done)
+{
+    const long index = PyLong_AsLong(SLOT(frame, frame_slots, FRAME_INDEX));
+    PyObject *out = NULL;
+    int linear = 0;
+    call->plan = plan_in(frame, index);
+    call->recorder = Py_NewRef(SLOT(run, run_slots, RUN_RECORDER));
+    call->where = Py_NewRef(SLOT(run, run_slots, RUN_WHERE));
+    call->books = call->plan && call->plan != Py_None ? books_of(call->recorder) : NULL;
+    if (call->books && is_plain(call, &linear) > 0 && move_on(frame, call->plan, index) == 0) {
+        *done = 1;
+        out = run_plain(call, linear);
+        end_single(run, frame);
+    }
+    Py_XDECREF(call->plan);
+    Py_DECREF(call->recorder);
+    Py_DECREF(call->where);
+    Py_XDECREF(call->books);
+    return out;
+}
+
+/* A call that has a handler: by its plan, else by Python. */
+static PyObject *handle(Mode *self, PyObject *handler, Call *call)
+{
+    int done = 0, transformed = is_transformed();
+    PyObject *frame = transformed ? NULL : frame_with_plans(self->run), *out = NULL;
+    if (frame)
+        out = run_by_plan(self->run, frame, call, &done);
+    Py_XDECREF(frame);
+    if (out || done || PyErr_Occurred())
+        return out;
+    PyObject *kwargs = call->kwargs ? Py_NewRef(call->kwargs) : PyDict_New();
+    out = kwargs ? PyObject_CallMethodObjArgs((PyObject *)self, word_handle, handler, call->func,
+                                              call->args, kwargs, NULL) : NULL;
+    Py_XDECREF(kwargs);
+    return out;
+}
+
+/* Whether the trail of the pass is to be told of a call; -1 with an exception. */
+static int leaves_trail(PyObject *trail, PyObject *out)
+{
+    if (PyDict_GET_SIZE(SLOT(trail, trail_slots, TRAIL_TENSORS))
+        || !Py_IS_TYPE(out, (PyTypeObject *)known.tensor))
+        return 1;
+    return is_true(PyObject_GetAttr(out, word_is_leaf)); /* as telling as grad_fn, and cheaper */
+}
+
+/* Tell the trail; what the call returned, or NULL. */
+static PyObject *followed(PyObject *run, const Call *call, PyObject *out)
+{
+    PyObject *trail = Py_NewRef(SLOT(run, run_slots, RUN_TRAIL));
+    int failed = leaves_trail(trail, out);
+    if (failed > 0) {
+        PyObject *kwargs = call->kwargs ? Py_NewRef(call->kwargs) : PyDict_New();
+        PyObject *told = kwargs ? PyObject_CallMethodObjArgs(trail, word_follow, call->func,
+                                                             call->args, kwargs, out, NULL) : NULL;
+        failed = told ? 0 : -1;
+        Py_XDECREF(kwargs);
+        Py_XDECREF(told);
+    }
+    Py_DECREF(trail);
+    if (failed < 0)
+        Py_CLEAR(out);
+    return out;
+}
+
+PyDoc_STRVAR(function_doc,
+"__torch_function__(func, types, args=(), kwargs=None)\n--\n\n"
+"One call of a torch function.");
+
+static PyObject *mode_function(Mode *self, PyObject *const *args, Py_ssize_t number)
+{
+    if (number < 2 || number > 4 || (number > 2 && !PyTuple_CheckExact(args[2]))
+        || (number > 3 && args[3] != Py_None && !PyDict_Check(args[3]))) {
+        PyErr_SetString(PyExc_TypeError, "expected func, types, args and kwargs");
+        return NULL;
+    }
+    PyObject *given = number > 2 ? Py_NewRef(args[2]) : PyTuple_New(0);
+    PyObject *handler = given ? PyDict_GetItemWithError(self->handlers, args[0]) : NULL, *out = NULL;
+    Call call = {.func = args[0], .args = given};
+    call.kwargs = number > 3 && args[3] != Py_None ? args[3] : NULL;
+    if (handler) {
+        Py_INCREF(handler);
+        out = handle(self, handler, &call);
+        Py_DECREF(handler);
+    } else if (!PyErr_Occurred())
+        out = PyObject_Call(call.func, given, call.kwargs);
+    if (out)
+        out = followed(self->run, &call, out);
+    Py_XDECREF(given);
+    return out;
+}
+
+/* -- the type ------------------------------------------------------------------------------------- */
+
+static int mode_init(Mode *self, PyObject *args, PyObject *kwargs)
+{
+    PyObject *handlers, *run;
+    (void)kwargs;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyDict_Type, &handlers, run_slots.type, &run))
+        return -1;
+    Py_XSETREF(self->handlers, Py_NewRef(handlers));
+    Py_XSETREF(self->run, Py_NewRef(run));
+    return 0;
+}
+
+static int mode_traverse(Mode *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->handlers);
+    Py_VISIT(self->run);
+    return 0;
+}
+
+static int mode_clear(Mode *self)
+{
+    Py_CLEAR(self->handlers);
+    Py_CLEAR(self->run);
+    return 0;
+}
+
+static void mode_free(Mode *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    mode_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef mode_methods[] = {
+    {"__torch_function__", (PyCFunction)(void (*)(void))mode_function, METH_FASTCALL, function_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef mode_members[] = {
+    {"handlers", T_OBJECT_EX, offsetof(Mode, handlers), READONLY, "Function to its handler."},
+    {"run", T_OBJECT_EX, offsetof(Mode, run), READONLY, "The forward pass it is in force for."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot mode_slots[] = {
+    {Py_tp_doc, "Hands the torch functions that matter to their plans: Mode(handlers, run)."},
+    {Py_tp_init, mode_init},
+    {Py_tp_dealloc, mode_free},
+    {Py_tp_traverse, mode_traverse},
+    {Py_tp_clear, mode_clear},
+    {Py_tp_methods, mode_methods},
+    {Py_tp_members, mode_members},
+    {0, NULL},
+};
+
+PyType_Spec mode_spec = {
+    "shiftscope.capture._calls.Mode", sizeof(Mode), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, mode_slots,
+};
+
+/* -- modules begin and end ------------------------------------------------------------------------ */
+
+/* The forward pass of this thread in an attachment; a new reference, or NULL without an exception
+   where there is none, or a transform is in force. */
+static PyObject *run_of(PyObject *attachment)
+{
+    if (is_transformed())
+        return NULL;
+    PyObject *local = PyObject_GetAttr(attachment, word_local);
+    PyObject *run = local ? PyObject_GetAttr(local, word_run) : NULL;
+    if (local && !run && PyErr_ExceptionMatches(PyExc_AttributeError))
+        PyErr_Clear();
+    Py_XDECREF(local);
+    if (run && !Py_IS_TYPE(run, run_slots.type))
+        Py_CLEAR(run);
+    return run;
+}
+
+/* Whether a module is the one that is watched, where more is to be done; -1 with an exception. */
+static int is_outermost(PyObject *attachment, PyObject *module)
+{
+    PyObject *reference = PyObject_GetAttr(attachment, word_model);
+    PyObject *model = reference ? referent(reference) : NULL;
+    Py_XDECREF(reference);
+    Py_XDECREF(model);
+    return reference ? model == module : -1;
+}
+
+/* The plans of a module, by its path; a new reference, or NULL. */
+static PyObject *plans_at(PyObject *recorder, PyObject *path)
+{
+    PyObject *plans = PyObject_GetAttr(recorder, word_plans), *found = NULL;
+    if (plans && PyDict_Check(plans))
+        found = Py_XNewRef(PyDict_GetItemWithError(plans, path));
+    Py_XDECREF(plans);
+    return found;
+}
+
+/* A frame as the class would make it. */
+static PyObject *new_frame(PyObject *path, PyObject *module, PyObject *plans, PyObject *single)
+{
+    PyObject *counts = PyDict_New(), *first = counts ? PyLong_FromLong(0) : NULL;
+    PyObject *frame = first ? frame_slots.type->tp_alloc(frame_slots.type, 0) : NULL;
+    if (!frame) {
+        Py_XDECREF(counts);
+        Py_XDECREF(first);
+        return NULL;
+    }
+    SLOT(frame, frame_slots, FRAME_PATH) = Py_NewRef(path);
+    SLOT(frame, frame_slots, FRAME_MODULE) = Py_NewRef(module);
+    SLOT(frame, frame_slots, FRAME_COUNTS) = counts;
+    SLOT(frame, frame_slots, FRAME_LABEL) = Py_NewRef(Py_None);
+    SLOT(frame, frame_slots, FRAME_POOLED) = Py_NewRef(Py_False);
+    SLOT(frame, frame_slots, FRAME_PLANS) = Py_NewRef(plans);
+    SLOT(frame, frame_slots, FRAME_INDEX) = first;
+    SLOT(frame, frame_slots, FRAME_SINGLE) = Py_NewRef(single);
+    return frame;
+}
+
+/* Note the path of a module that was called; -1 with an exception. */
+static int note_called(PyObject *attachment, PyObject *path)
+{
+    PyObject *called = PyObject_GetAttr(attachment, word_names_called);
+    int failed = called ? PySet_Add(called, path) : -1;
+    Py_XDECREF(called);
+    return failed;
+}
+
+PyObject *entered(PyObject *self, PyObject *const *args, Py_ssize_t number)
+{
+    (void)self;
+    if (number != 3 || !Py_IS_TYPE(args[0], enter_slots.type)) {
+        PyErr_SetString(PyExc_TypeError, "expected hook, attachment and module");
+        return NULL;
+    }
+    PyObject *hook = args[0], *attachment = args[1], *module = args[2];
+    PyObject *path = SLOT(hook, enter_slots, ENTER_PATH), *run = run_of(attachment);
+    PyObject *plans = NULL, *frame = NULL;
+    if (run && SLOT(hook, enter_slots, ENTER_FAST) == Py_False
+        && PyList_GET_SIZE(SLOT(run, run_slots, RUN_STACK))
+        && SLOT(run, run_slots, RUN_RECORDER) != Py_None
+        && SLOT(run, run_slots, RUN_RECOMPUTING) == Py_False
+        && is_outermost(attachment, module) == 0)
+        plans = plans_at(SLOT(run, run_slots, RUN_RECORDER), path);
+    if (plans && note_called(attachment, path) == 0)
+        frame = new_frame(path, module, plans, SLOT(hook, enter_slots, ENTER_SINGLE));
+    if (frame && PyList_Append(SLOT(run, run_slots, RUN_STACK), frame) < 0)
+        Py_CLEAR(frame);
+    Py_XDECREF(run);
+    Py_XDECREF(plans);
+    Py_XDECREF(frame);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(frame != NULL);
+}
+
+PyObject *left(PyObject *self, PyObject *const *args, Py_ssize_t number)
+{
+    (void)self;
+    if (number != 2) {
+        PyErr_SetString(PyExc_TypeError, "expected attachment and module");
+        return NULL;
+    }
+    PyObject *run = run_of(args[0]);
+    PyObject *stack = run ? SLOT(run, run_slots, RUN_STACK) : NULL;
+    const Py_ssize_t depth = stack ? PyList_GET_SIZE(stack) : 0;
+    PyObject *frame = depth > 1 ? PyList_GET_ITEM(stack, depth - 1) : NULL;
+    int innermost = frame && Py_IS_TYPE(frame, frame_slots.type)
+                    && SLOT(frame, frame_slots, FRAME_MODULE) == args[1]
+                    && SLOT(run, run_slots, RUN_PAUSED) != args[1];
+    if (innermost)
+        PyList_SetSlice(stack, depth - 1, depth, NULL);
+    Py_XDECREF(run);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(innermost);
+}
