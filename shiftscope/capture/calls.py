@@ -19,7 +19,7 @@ try:
 except ImportError:  # no compiler where shiftscope was installed
     _calls = None  # type: ignore[assignment]
 
-__all__ = ["Books", "CompiledMode", "entered", "known_as", "left", "transforms"]
+__all__ = ["CompiledMode", "books_of", "entered", "known_as", "left", "transforms"]
 
 Kind = TypeVar("Kind", bound=type)
 
@@ -30,7 +30,7 @@ CompiledMode: Any = getattr(_calls, "Mode", None)
 """What sees every torch function; None where it is not built."""
 
 
-def Books(*lists: list[Any]) -> Any:  # noqa: N802
+def books_of(*lists: list[Any]) -> Any:
     """What compiled code writes to for a recorder; None where it is not built.
 
     Args:
@@ -55,15 +55,15 @@ def known_as(role: str) -> Callable[[Kind], Kind]:
     return learn
 
 
-def entered(hook: Any, attachment: Any, module: Any) -> bool:
-    """Note that a module begins inside others; False where more is to be done, and nothing was."""
+def _never(*_: Any) -> bool:
     return False
 
 
-def left(attachment: Any, module: Any) -> bool:
-    """Note that the innermost module ended; False where more is to be done, and nothing was."""
-    return False
-
+entered: Callable[[Any, Any, Any], bool] = _never
+"""``entered(hook, attachment, module)``: note that a module begins inside others; False where more
+is to be done, and nothing was."""
+left: Callable[[Any, Any], bool] = _never
+"""``left(attachment, module)``: note that the innermost module ended; False likewise."""
 
 if _calls is not None:
     _calls.know(Tensor, torch.strided, transforms, torch.OutOfMemoryError)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.capture.blocks import Block
-from shiftscope.capture.calls import Books
+from shiftscope.capture.calls import books_of
 from shiftscope.capture.compiled_reader import Columns, CompiledReader
 from shiftscope.capture.device_reader import DeviceReaders, Parts
 from shiftscope.capture.events import Event, count
@@ -92,7 +92,7 @@ class Ledger(Recorder):
         self._compiled = CompiledReader() if built() else None
         self._looks = [] if self._compiled is None else [self._compiled.look]
         self._devices, self._kernels = DeviceReaders(self._looks), KernelReader()
-        self.books = Books(self._pending, self._events, self._looks, self._imaged)
+        self.books = books_of(self._pending, self._events, self._looks, self._imaged)
         self.itself: Callable[[], Any] = weakref.ref(self)
 
     # -- during a step --------------------------------------------------------------------------

@@ -67,12 +67,8 @@ class PlainMode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """One call of a torch function."""
-        handler, kwargs = self.handlers.get(func), kwargs or {}
-        if handler is None:
-            out = func(*args, **kwargs)
-        else:
-            out = self.handle(handler, func, args, kwargs)
-        trail = self.run.trail
+        handler, trail, kwargs = self.handlers.get(func), self.run.trail, kwargs or {}
+        out = func(*args, **kwargs) if handler is None else self.handle(handler, func, args, kwargs)
         if trail.tensors or type(out) is not Tensor or out.grad_fn is None:
             trail.follow(func, args, kwargs, out)
         return out

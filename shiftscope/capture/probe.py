@@ -33,7 +33,12 @@ from shiftscope.capture.hooks import (
 )
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
 from shiftscope.capture.mode import Handler, Mode, Run, remember
-from shiftscope.capture.module_kinds import has_fast_path, is_single, takes_fast_path
+from shiftscope.capture.module_kinds import (
+    has_fast_path,
+    has_sites,
+    is_single,
+    takes_fast_path,
+)
 from shiftscope.capture.neuron_dims import neurons_lie
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
 from shiftscope.capture.recorder import Recorder
@@ -108,6 +113,8 @@ class Attachment:
     def _install(self, module: nn.Module, path: str) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             self.gap(path, "a TorchScript module: no hook and no mode sees its inside")
+            return
+        if not has_sites(module) and module is not self._model():
             return
         single = is_single(module)
         self._hooked.append(module)  # first: an interrupt must not lose it

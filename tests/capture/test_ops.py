@@ -17,8 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 import shiftscope as ss
 from shiftscope.capture.activation_ops import ACTIVATION_OPS
+from shiftscope.capture.coverage import weights_of
+from shiftscope.capture.fused import FUSED_OPS
 from shiftscope.capture.linear_ops import LINEAR_OPS
-from shiftscope.capture.module_kinds import SINGLE
+from shiftscope.capture.module_kinds import SINGLE, SITELESS, has_sites
 
 # What torch calls activations, and is none of a single tensor.
 NOT_ACTIVATIONS = {"MultiheadAttention", "Softmax2d"}
@@ -287,24 +289,68 @@ def test_an_exported_program_has_the_names_of_the_original() -> None:
     np.testing.assert_allclose(got.neurons.grad_z_var, want.neurons.grad_z_var, rtol=1e-5)
 
 
+class Log(TorchFunctionMode):
+    """Notes the functions that are called under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+_HANDLED = {*LINEAR_OPS, *ACTIVATION_OPS, *FUSED_OPS}
+_ARGS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("Linear", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"), (4,)),
+    **dict.fromkeys(("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"), (4,)),
+    **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d"), (4, 3, 3, 1, "same", 1, 1, True, "circular")),
+    **dict.fromkeys(("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"), (4, 3, 3)),
+    **dict.fromkeys(("MaxPool1d", "MaxPool2d", "MaxPool3d", "AvgPool1d", "AvgPool2d"), (2,)),
+    **dict.fromkeys(("AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d"), (2,)),
+    **{"Linear": (4, 3), "Threshold": (0.1, 20.0), "LayerNorm": (4,), "RMSNorm": (4,)},
+    **{"GroupNorm": (2, 4), "LocalResponseNorm": (2,), "AvgPool3d": (2,), "Upsample": (None, 2)},
+    **{
+        "AdaptiveMaxPool2d": (2,),
+        "Unflatten": (1, (2, 2)),
+        "PixelShuffle": (2,),
+        "ZeroPad2d": (1,),
+    },
+}
+
+
+def _made(kind: type[nn.Module]) -> tuple[nn.Module, Tensor]:
+    """A module of the kind, and something it takes."""
+    name = kind.__name__
+    dims = int(name[-2]) if name.endswith("d") and name[-2].isdigit() else 0
+    dims = 2 if name in ("PixelShuffle", "Upsample", "LocalResponseNorm") else dims
+    return kind(*_ARGS.get(name, ())), torch.randn(2, 4, *[4] * dims)
+
+
 @pytest.mark.parametrize("kind", sorted(SINGLE, key=lambda kind: kind.__name__))
 def test_a_module_that_ends_with_its_op_runs_no_other(kind: type[nn.Module]) -> None:
-    """These get no hook at their end: their forward must be one function that has a handler."""
-    seen: list[Any] = []
-
-    class Log(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            seen.append(func)
-            return func(*args, **(kwargs or {}))
-
-    module = nn.Linear(3, 3) if kind is nn.Linear else kind()
-    x = torch.randn(2, 3)
-    with Log():
+    """These get no hook at their end: the last function of their forward has the only handler."""
+    module, x = _made(kind)
+    with Log() as log:
         module(x)
-    assert len(seen) == 1
-    assert seen[0] in LINEAR_OPS or seen[0] in ACTIVATION_OPS
+    assert [func in _HANDLED for func in log.seen] == [False] * (len(log.seen) - 1) + [True]
+    assert log.seen[-1] in LINEAR_OPS or log.seen[-1] in ACTIVATION_OPS
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", sorted(SITELESS, key=lambda kind: kind.__name__))
+def test_modules_without_sites_call_nothing_that_has_a_handler(
+    kind: type[nn.Module], training: bool
+) -> None:
+    module, x = _made(kind)
+    with Log() as log:
+        module.train(training)(x)
+    assert not _HANDLED.intersection(log.seen)
+    assert not weights_of(module)  # else coverage asks whether it was called
+    assert not has_sites(module)
+    module.register_forward_hook(lambda *_: None)
+    assert has_sites(module)
 
 
 @pytest.mark.parametrize("how", ["alone", "inside", "raising", "hooked"])
