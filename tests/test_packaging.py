@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ASSETS = {".html", ".css", ".js", ".pyi"}
-COMPILED = ("shiftscope/fix/_zerosum.", "shiftscope/tally/_native.")
+COMPILED = ("shiftscope/capture/_calls.", "shiftscope/fix/_zerosum.", "shiftscope/tally/_native.")
 BUILT_FROM_SOURCE = ("pyproject.toml", "README.md", "shiftscope", "cli")
 EXPECTED = {
     "demo": 'python -m pip install -c constraints.txt ".[demo]" && shiftscope demo',
