@@ -109,7 +109,12 @@ def _check_modules(infos: Sequence[SiteInfo], model: nn.Module) -> None:
 
 
 def kept(
-    records: Mapping[str, SiteRecord], wanted: Sequence[str], phase: str, trace: Trace, start: int
+    records: Mapping[str, SiteRecord],
+    wanted: Sequence[str],
+    phase: str,
+    trace: Trace,
+    start: int,
+    unmeasured: Sequence[tuple[str, str]] = (),
 ) -> dict[str, SiteRecord]:
     """The records of a window that its trace keeps.
 
@@ -119,6 +124,7 @@ def kept(
         phase: The phase of the window.
         trace: Where it goes; remembers a window of which nothing is kept, and why.
         start: Number of the first step of this run.
+        unmeasured: Where there are no records, what was run and could not be measured.
 
     Raises:
         UsageError: The earlier part of the trace, from before the start, is of another model.
@@ -133,7 +139,7 @@ def kept(
     found = matching(records, wanted)
     trace.missed.pop(phase, None)
     if not found:
-        trace.missed[phase] = no_match(wanted, records) if records else _NOTHING_SEEN
+        trace.missed[phase] = no_match(wanted, records) if records else _why(phase, unmeasured)
     return found
 
 
@@ -146,9 +152,14 @@ def nothing_since(trace: Trace, phase: str, obstacles: Sequence[tuple[str, str]]
         obstacles: What was run and could not be measured.
     """
     missed = trace.missed.get(phase)
-    if missed is None or (missed == _NOTHING_SEEN and obstacles):
-        return nothing_measured(phase, obstacles)
-    return MeasureError(*missed)
+    return nothing_measured(phase, obstacles) if missed is None else MeasureError(*missed)
+
+
+def _why(phase: str, unmeasured: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    if not unmeasured:
+        return _NOTHING_SEEN
+    told = nothing_measured(phase, unmeasured)
+    return told.reason, told.remedy
 
 
 def _strangers(earlier: Iterable[str], here: Iterable[str]) -> tuple[str, str]:

@@ -57,10 +57,13 @@ def nothing_measured(phase: str, found: Sequence[tuple[str, str]]) -> MeasureErr
     if found:
         told = [f"{path or 'the model'}: {reason}" for path, reason in found[:4]]
         more = [f"and {len(found) - 4} more"] * (len(found) > 4)
+        remedy = "call eager modules on plain tensors; what no hook can see cannot be measured"
+        if any(reason.startswith("fused") for _, reason in found):
+            remedy = "ss.analyze runs fused layers as their parts: measure a checkpoint of the run"
         return MeasureError(
             f"nothing could be measured in phase {phase!r} since the last snapshot "
             f"({'; '.join(told + more)})",
-            "call eager modules on plain tensors; what no hook can see cannot be measured",
+            remedy,
         )
     return MeasureError(
         f"no step of phase {phase!r} was recorded since the last snapshot",

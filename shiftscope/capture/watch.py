@@ -275,12 +275,12 @@ class Probe:
         with self._lock:
             self._phases.set_overflow_apart()
             phase = self._forced or self._phase()
-            if phase == "eval" and self._forced is None and not self._wanted():
+            if phase == "eval" and self._forced is None and not self._admit():
                 return None
             return self._phases.begin(phase, self._schedule.steps)
 
-    def _wanted(self) -> bool:
-        """Whether one more evaluation pass within this step is recorded; under a budget the first.
+    def _admit(self) -> bool:
+        """One more evaluation pass: whether it is recorded; under a budget the first of a step.
 
         A validation takes many of them before the step ends, and is no time of training.
         """
@@ -387,7 +387,10 @@ class Probe:
         made = window.closed(
             (self._model(), phase, self._settings),
             *(recorder, attachment, about),
-            lambda records: kept(records, self._patterns, phase, self.trace, self._schedule.start),
+            lambda records: kept(
+                *(records, self._patterns, phase, self.trace, self._schedule.start),
+                () if records else obstacles(attachment),
+            ),
         )
         if made is not None:
             self.trace.append(made)

@@ -180,6 +180,7 @@ NOTHING: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "script": (scripted, lambda net, x: net(x), "TorchScript"),
     "empty": (mlp, lambda net, x: net(x[:0]), "empty batches"),
     "fused": (encoder, inferred, "fused inference path"),
+    "fused cell": (lambda: nn.GRUCell(12, 4), lambda net, x: net(x), "fused op(.|\\n)*ss.analyze"),
     "meta": (
         lambda: mlp().to("meta"),
         lambda net, x: net(x.detach().to("meta")),
@@ -194,6 +195,15 @@ def test_where_nothing_can_be_measured_the_message_says_why(name: str) -> None:
     make, run, reason = NOTHING[name]
     with pytest.raises(ss.MeasureError, match=f"nothing could be measured.*{reason}"):
         watched(make(), run)
+
+
+def test_a_trace_without_windows_says_what_could_not_be_measured() -> None:
+    cell = nn.GRUCell(3, 3)
+    with ss.watch(cell, every=1, window=1) as probe:
+        cell(torch.randn(2, 3)).sum().backward()
+        probe.step()
+    with pytest.raises(ss.UsageError, match=r"holds no window: .*fused op(.|\n)*ss.analyze"):
+        probe.trace.last()
 
 
 def test_where_nothing_was_run_the_message_says_so() -> None:
