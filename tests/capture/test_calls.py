@@ -1,4 +1,4 @@
-"""Calls that compiled code records: the same numbers as by Python, and nothing else is different."""
+"""Calls that compiled code records: the numbers are those of Python, and nothing else differs."""
 
 from __future__ import annotations
 
