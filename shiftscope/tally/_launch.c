@@ -8,7 +8,6 @@
 #include <structmember.h>
 
 #define MOST 24 /* arguments of a kernel */
-#define DIMS 8  /* dimensions of a tensor */
 
 /* cuLaunchKernel: function, grid, block, bytes of shared memory, stream, arguments, nothing. */
 typedef int (*Driver)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
@@ -30,15 +29,11 @@ struct Launch {
 
 Extent extent_of(const Launch *launch) { return launch->extent; }
 
-int launch_fits(const Launch *launch, PyObject *shape, const int form[3], int64_t address)
+int launch_fits(const Launch *launch, const Seen *seen, const int form[3], int64_t address)
 {
-    if (memcmp(launch->form, form, sizeof launch->form) || address % 16 != launch->residue
-        || !PyTuple_Check(shape) || PyTuple_GET_SIZE(shape) != launch->dims)
-        return 0;
-    for (int i = 0; i < launch->dims; i++)
-        if (PyLong_AsLongLong(PyTuple_GET_ITEM(shape, i)) != launch->shape[i])
-            return 0;
-    return 1;
+    return !memcmp(launch->form, form, sizeof launch->form) && address % 16 == launch->residue
+           && seen->dims == launch->dims
+           && !memcmp(launch->shape, seen->shape, (size_t)launch->dims * sizeof *seen->shape);
 }
 
 int launch_kernel(const Launch *launch, const Reading *reading, int64_t stream)

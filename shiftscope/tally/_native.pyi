@@ -42,6 +42,7 @@ class Reader:
         dtypes: tuple[Any, ...],
         layout: Any,
         types: tuple[type, type],
+        table: Any,
         page_of: Callable[[int], Any],
         image_of: Callable[[int, int], Tensor],
         threads_of: Callable[[], int],

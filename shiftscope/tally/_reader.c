@@ -14,7 +14,7 @@
 static PyObject *image_for(Reader *self, int64_t width, int64_t run, int64_t *address)
 {
     PyObject *image = PyObject_CallFunction(self->image_of, "LL", (long long)width, (long long)run);
-    *address = image ? integer(call(image, word_data_ptr)) : 0;
+    *address = image ? data_ptr_of(image) : 0;
     if (image && !PyErr_Occurred() && !*address)
         PyErr_SetString(PyExc_ValueError, "an image without memory");
     if (PyErr_Occurred())
@@ -23,18 +23,16 @@ static PyObject *image_for(Reader *self, int64_t width, int64_t run, int64_t *ad
 }
 
 /* Read a contiguous tensor of a known dtype on the CPU; a new reference to its Columns. */
-static PyObject *read_here(Reader *self, PyObject *x, long long slot, int dtype, int kind,
-                           int with_image)
+static PyObject *read_here(Reader *self, PyObject *x, Seen *seen, long long slot, int dtype,
+                           int kind, int with_image)
 {
-    int64_t size = integer(call(x, word_numel)), width = size_at(x, kind == ROWS ? -1 : 1);
-    int64_t samples = kind == ROWS || size < 1 ? 0 : size_at(x, 0);
-    if (PyErr_Occurred())
+    if (measure(x, seen) < 0)
         return NULL;
+    const int64_t size = seen->size, width = kind == ROWS ? seen->last : seen->second;
     if (size < 1 || width < 1)
         Py_RETURN_NONE;
-    int64_t rows = size / width, threads = 1, means = 0;
-    if (kind == ROWS)
-        samples = rows;
+    const int64_t rows = size / width, samples = kind == ROWS ? rows : seen->first;
+    int64_t means = 0, threads = 1;
     if (size >= THREADED)
         threads = integer(PyObject_CallNoArgs(self->threads_of));
     if (PyErr_Occurred())
@@ -42,7 +40,7 @@ static PyObject *read_here(Reader *self, PyObject *x, long long slot, int dtype,
     PyObject *image = NULL;
     if (with_image && kind == IMAGE && !(image = image_for(self, width, rows / samples, &means)))
         return NULL;
-    const char *data = (const char *)(intptr_t)integer(call(x, word_data_ptr));
+    const char *data = (const char *)(intptr_t)address_of(x, seen);
     if (!PyErr_Occurred() && !data)
         PyErr_SetString(PyExc_ValueError, "a tensor without memory on the CPU");
     const Extent extent = {width, rows, 1, 1};
@@ -84,30 +82,25 @@ static int room_for_slot(Reader *self, long long slot)
 
 /* The kernel that reads a tensor: the one of its slot, else one from Python; a new reference.
    NULL without an exception where there is none yet. */
-static PyObject *launch_for(Reader *self, PyObject *x, long long slot, const int form[3],
-                            int64_t address)
+static PyObject *launch_for(Reader *self, PyObject *x, Seen *seen, long long slot,
+                            const int form[3], int64_t address)
 {
-    if (slot < 0 || slot >= SLOTS || room_for_slot(self, slot) < 0)
+    if (slot < 0 || slot >= SLOTS || room_for_slot(self, slot) < 0 || measure(x, seen) < 0)
         return NULL;
-    PyObject *shape = PyObject_GetAttr(x, word_shape), *launch = self->launches[slot];
-    if (!shape)
-        return NULL;
-    if (launch && launch_fits((Launch *)launch, shape, form, address))
-        Py_INCREF(launch);
-    else {
-        launch = PyObject_CallFunction(self->launch_of, "Oiii", x, form[0], form[1], form[2]);
-        if (launch && launch != Py_None && (PyObject *)Py_TYPE(launch) != self->launch_type) {
-            PyErr_SetString(PyExc_TypeError, "expected a Launch, or None");
-            Py_CLEAR(launch);
-        }
-        if (launch == Py_None)
-            Py_CLEAR(launch);
-        if (launch && !launch_fits((Launch *)launch, shape, form, address))
-            Py_CLEAR(launch);
-        if (launch)
-            Py_XSETREF(self->launches[slot], Py_NewRef(launch));
+    PyObject *launch = self->launches[slot];
+    if (launch && launch_fits((Launch *)launch, seen, form, address))
+        return Py_NewRef(launch);
+    launch = PyObject_CallFunction(self->launch_of, "Oiii", x, form[0], form[1], form[2]);
+    if (launch && launch != Py_None && (PyObject *)Py_TYPE(launch) != self->launch_type) {
+        PyErr_SetString(PyExc_TypeError, "expected a Launch, or None");
+        Py_CLEAR(launch);
     }
-    Py_DECREF(shape);
+    if (launch == Py_None)
+        Py_CLEAR(launch);
+    if (launch && !launch_fits((Launch *)launch, seen, form, address))
+        Py_CLEAR(launch);
+    if (launch)
+        Py_XSETREF(self->launches[slot], Py_NewRef(launch));
     return launch;
 }
 
@@ -141,14 +134,14 @@ static int launch_into(Reader *self, PyObject *launch, Columns *made, int64_t ad
 }
 
 /* Launch the kernel that reads a tensor; a new reference to its Columns, or to None. */
-static PyObject *read_there(Reader *self, PyObject *x, long long slot, int dtype, int kind,
-                            int with_image)
+static PyObject *read_there(Reader *self, PyObject *x, Seen *seen, long long slot, int dtype,
+                            int kind, int with_image)
 {
     const int form[3] = {dtype, kind, with_image && kind == IMAGE}, current = is_current(self);
-    int64_t address = current == 1 ? integer(call(x, word_data_ptr)) : 0, means = 0;
+    int64_t address = current == 1 ? address_of(x, seen) : 0, means = 0;
     if (PyErr_Occurred())
         return NULL;
-    PyObject *launch = address ? launch_for(self, x, slot, form, address) : NULL;
+    PyObject *launch = address ? launch_for(self, x, seen, slot, form, address) : NULL;
     if (!launch)
         return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
     const Extent extent = extent_of((Launch *)launch);
@@ -168,10 +161,11 @@ static PyObject *read_there(Reader *self, PyObject *x, long long slot, int dtype
 }
 
 /* Read a contiguous tensor of a known dtype. */
-static PyObject *read_tensor(Reader *self, PyObject *x, long long slot, int dtype, int kind,
-                             int with_image)
+static PyObject *read_tensor(Reader *self, PyObject *x, Seen *seen, long long slot, int dtype,
+                             int kind, int with_image)
 {
-    return (self->index == ON_CPU ? read_here : read_there)(self, x, slot, dtype, kind, with_image);
+    return (self->index == ON_CPU ? read_here : read_there)(self, x, seen, slot, dtype, kind,
+                                                            with_image);
 }
 
 /* -- methods ------------------------------------------------------------------------------------- */
@@ -192,45 +186,32 @@ static PyObject *reader_look(Reader *self, PyObject *const *args, Py_ssize_t num
     int with_image = PyObject_IsTrue(args[3]);
     if (PyErr_Occurred())
         return NULL;
-    int here = self->failing ? 0 : lies_on(x, self->index);
+    Seen seen;
+    int here = self->failing ? 0 : see(&self->known, x, self->index, &seen);
     if (!here)
         Py_RETURN_NONE;
-    PyObject *base = here < 0 ? NULL : PyObject_GetAttr(x, word_base);
+    /* A tensor of its own is known by itself: one that was is no view since. */
+    long long version, place[6] = {(int)kind};
+    int known = here < 0 ? -1 : version_of(&self->known, x, &seen, &version);
+    if (known > 0 && (found = recall(self, x, version, place)))
+        return Py_NewRef(found);
+    PyObject *base = known < 0 ? NULL : base_of(&self->known, x, &seen);
     if (!base)
         return NULL;
     PyObject *anchor = base == Py_None ? x : base;
-    long long place[6], version = integer(PyObject_GetAttr(x, word_version));
-    int known = version != -1;
-    if (!known) { /* tensors made in inference mode have no version */
-        if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) {
-            Py_DECREF(base);
-            return NULL;
-        }
-        PyErr_Clear();
-    }
-    if (place_of(x, (int)kind, base != Py_None, place) < 0)
+    int dtype = dtype_of(&self->known, x, &seen);
+    if (dtype < 0) {
+        found = dtype == -1 ? Py_NewRef(Py_None) : NULL;
         goto done;
-    int own = base == Py_None;
-    if (known && own)
+    }
+    /* Of a contiguous view the place tells which elements it has; of others it would not. */
+    if (base != Py_None && place_of(x, &seen, (int)kind, place) < 0)
+        goto done;
+    if (known && base != Py_None)
         found = Py_XNewRef(recall(self, anchor, version, place));
     if (found)
         goto done;
-    /* Of a contiguous view the place tells which elements it has; of others it does not. */
-    int dtype = dtype_of(&self->known, x);
-    if (dtype == -2)
-        goto done;
-    int dense = dtype < 0 ? 0 : is_true(call(x, word_is_contiguous));
-    if (dense < 0)
-        goto done;
-    if (!dense) {
-        found = Py_NewRef(Py_None);
-        goto done;
-    }
-    if (known && !own)
-        found = Py_XNewRef(recall(self, anchor, version, place));
-    if (found)
-        goto done;
-    found = read_tensor(self, x, slot, dtype, (int)kind, with_image);
+    found = read_tensor(self, x, &seen, slot, dtype, (int)kind, with_image);
     if (known && found && found != Py_None && remember(self, anchor, version, place, found) < 0)
         Py_CLEAR(found);
 done:
@@ -252,25 +233,25 @@ static PyObject *reader_read(Reader *self, PyObject *const *args, Py_ssize_t num
     int with_image = PyObject_IsTrue(args[3]);
     if (PyErr_Occurred())
         return NULL;
-    int here = self->failing ? 0 : lies_on(args[0], self->index);
-    int dtype = here > 0 ? dtype_of(&self->known, args[0]) : here - 1;
-    int dense = dtype < 0 ? 0 : is_true(call(args[0], word_is_contiguous));
-    if (dtype == -2 || dense < 0)
+    Seen seen;
+    int here = self->failing ? 0 : see(&self->known, args[0], self->index, &seen);
+    int dtype = here > 0 ? dtype_of(&self->known, args[0], &seen) : here - 1;
+    if (dtype == -2)
         return NULL;
-    if (!dense)
+    if (dtype < 0)
         Py_RETURN_NONE;
-    return read_tensor(self, args[0], slot, dtype, (int)kind, with_image);
+    return read_tensor(self, args[0], &seen, slot, dtype, (int)kind, with_image);
 }
 
 static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *dtypes, *layout, *types, *page_of, *image_of, *threads_of;
+    PyObject *dtypes, *layout, *types, *table, *page_of, *image_of, *threads_of;
     PyObject *launch_of = Py_None, *stream_of = Py_None, *device_of = Py_None, *failed = Py_None;
     long long index = ON_CPU;
     (void)kwargs;
-    if (!PyArg_ParseTuple(args, "O!OO!OOO|(LOOOO)", &PyTuple_Type, &dtypes, &layout, &PyTuple_Type,
-                          &types, &page_of, &image_of, &threads_of, &index, &launch_of, &stream_of,
-                          &device_of, &failed))
+    if (!PyArg_ParseTuple(args, "O!OO!OOOO|(LOOOO)", &PyTuple_Type, &dtypes, &layout,
+                          &PyTuple_Type, &types, &table, &page_of, &image_of, &threads_of, &index,
+                          &launch_of, &stream_of, &device_of, &failed))
         return NULL;
     if (PyTuple_GET_SIZE(dtypes) != DTYPES || PyTuple_GET_SIZE(types) != 2) {
         PyErr_SetString(PyExc_ValueError, "expected four dtypes and two types");
@@ -280,7 +261,9 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     Reader *self = module ? (Reader *)type->tp_alloc(type, 0) : NULL;
     if (!self)
         return NULL;
-    self->known = (Known){Py_NewRef(dtypes), Py_NewRef(layout), Py_NewRef(types)};
+    self->known.dtypes = Py_NewRef(dtypes);
+    self->known.layout = Py_NewRef(layout);
+    self->known.types = Py_NewRef(types);
     self->page_of = Py_NewRef(page_of);
     self->image_of = Py_NewRef(image_of);
     self->threads_of = Py_NewRef(threads_of);
@@ -293,7 +276,8 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->pages = PyList_New(0);
     self->columns_type = PyObject_GetAttrString(module, index == ON_CPU ? "Columns" : "Parts");
     self->launch_type = PyObject_GetAttrString(module, "Launch");
-    if (!self->readings || !self->pages || !self->columns_type || !self->launch_type)
+    if (know(&self->known, table) < 0 || !self->readings || !self->pages || !self->columns_type
+        || !self->launch_type)
         Py_CLEAR(self);
     return (PyObject *)self;
 }
@@ -302,10 +286,11 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 static void reader_free(Reader *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    PyObject *held[] = {self->known.dtypes, self->known.layout, self->known.types, self->page_of,
-                        self->image_of, self->threads_of, self->launch_of, self->stream_of,
-                        self->device_of, self->failed, self->page, self->pages, self->readings,
-                        self->columns_type, self->launch_type};
+    const Known *known = &self->known;
+    PyObject *held[] = {known->dtypes, known->layout, known->types, known->base, known->version,
+                        known->is_neg, self->page_of, self->image_of, self->threads_of,
+                        self->launch_of, self->stream_of, self->device_of, self->failed, self->page,
+                        self->pages, self->readings, self->columns_type, self->launch_type};
     for (size_t i = 0; i < sizeof held / sizeof *held; i++)
         Py_XDECREF(held[i]);
     for (int i = 0; i < RECENT; i++) {
@@ -336,9 +321,9 @@ static PyMemberDef reader_members[] = {
 };
 
 static PyType_Slot reader_slots[] = {
-    {Py_tp_doc, "Reads tensors into pages of columns: Reader(dtypes, layout, types, page_of,\n"
-                "image_of, threads_of), and for a GPU also (its number, launch_of, stream_of,\n"
-                "device_of or None, failed)."},
+    {Py_tp_doc, "Reads tensors into pages of columns: Reader(dtypes, layout, types, table,\n"
+                "page_of, image_of, threads_of), and for a GPU also (its number, launch_of,\n"
+                "stream_of, device_of or None, failed)."},
     {Py_tp_new, reader_new},
     {Py_tp_dealloc, reader_free},
     {Py_tp_methods, reader_methods},

@@ -56,6 +56,10 @@ Launch: Any = getattr(_native, "Launch", None)
 stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 """The current stream of a device, as its address; what code compiled by torch itself uses."""
 
+table: Any = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+"""Torch's functions by which compiled code sees where a tensor lies, since torch 2.10; None lets it
+ask for one attribute after another, which gives the same at several times the cost."""
+
 
 def number_of(dtype: torch.dtype) -> int:
     """The number the compiled part knows a dtype by; -1 for one that is read otherwise."""
@@ -175,6 +179,7 @@ class Reader:
             _DTYPES,
             torch.strided,
             (Tensor, torch.nn.Parameter),
+            table,
             partial(next_page, spare, size, Record),
             lambda width, run: torch.empty((width, run), dtype=torch.float64, device="cpu"),
             torch.get_num_threads,
@@ -234,7 +239,7 @@ def on_device(
     """
     current = torch._C._cuda_getDevice if several else None
     return _native.Reader(
-        *(_DTYPES, torch.strided, (Tensor, torch.nn.Parameter), page_of, image_of, int),
+        *(_DTYPES, torch.strided, (Tensor, torch.nn.Parameter), table, page_of, image_of, int),
         (index, launch_of, stream_of, current, failed),
     )
 

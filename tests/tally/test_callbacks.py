@@ -50,7 +50,8 @@ class Gpu:
         }
         page_of, image_of, *others = map(self._caller, NAMES)
         self.reader = native._native.Reader(
-            *(native._DTYPES, torch.strided, (Tensor, torch.nn.Parameter), page_of, image_of, int),
+            *(native._DTYPES, torch.strided, (Tensor, torch.nn.Parameter), native.table),
+            *(page_of, image_of, int),
             (-1, *others),
         )
 
