@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.readings import ROWS
 from shiftscope.capture.recorder import Settings
 from shiftscope.capture.site_state import SiteState
+from shiftscope.capture.totals import PagedReader
 from shiftscope.record import SiteInfo
 from shiftscope.tally import native
+from shiftscope.tally.native import Reader
 
 WIDTHS = (1, 3, 8)
 Read = list[tuple[int, torch.Tensor]]
@@ -151,3 +154,35 @@ def test_a_step_like_the_last_one_begins_nothing_anew(monkeypatch: pytest.Monkey
         window.end()
     assert len(begun) == 2
     compare(window.recorder.records(), window)
+
+
+class Half(PagedReader):
+    """Stands for the reader of one of two GPUs, whose readings are written down together."""
+
+    def __init__(self) -> None:
+        self.reader, self.added = Reader(), list[Any]()
+
+    def take(self) -> Any:
+        return self.reader.take()
+
+    def give_back(self, pages: Any) -> None:
+        self.reader.give_back(pages)
+
+    def _new(self, key: Any, readings: Any, gradient: Any) -> Any:
+        self.added.append((key, gradient))
+        return SimpleNamespace(add=lambda pages, readings, inverse, step: self.added.append(step))
+
+
+@pytest.mark.skipif(not native.built(), reason="the compiled part was not built")
+def test_each_of_two_readers_takes_its_own_readings() -> None:
+    halves = [Half(), Half()]
+    for step in range(3):
+        writes = [
+            (10 * k + slot, halves[k].reader.look(torch.ones(2, 3), 0, 0, False))
+            for slot in range(2)
+            for k in range(2)
+        ]
+        for half in halves:
+            assert list(half.merge(writes, [slot > 10 for slot in range(12)], None, step)) == []
+    assert halves[0].added == [(((0, 1), (0, 1)), [False, False]), 0, 1, 2]
+    assert halves[1].added == [(((10, 11), (0, 1)), [False, True]), 0, 1, 2]

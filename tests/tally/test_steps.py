@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shiftscope.tally import native, steps
-from shiftscope.tally.native import Columns, Reader, short_of
+from shiftscope.tally.native import Columns, Reader, Record, short_of
 
 pytestmark = pytest.mark.skipif(
     not native.built(), reason="the compiled part was not built: no C compiler at installation"
@@ -80,6 +80,21 @@ def test_what_another_step_read_is_told() -> None:
     assert both(steps.form_of, writes, others) == (None, None)
     assert both(steps.form_of, writes, []) == (None, None)
     assert None not in both(steps.form_of, [], [])
+
+
+def test_readings_of_a_gpu_are_asked_in_the_same_way() -> None:
+    reader = native.on_device(0, Record, None, None, None, False)
+    for width in (3, 4):
+        reader.reserve(5, width, 7, 2, 0)
+        reader.done()
+    readings, _, _ = reader.take()
+    writes, rows = [(5, readings[0]), (6, readings[1])], array("q", [1, 2])
+    assert both(steps.only_type, writes) == (native.Parts, native.Parts)
+    assert both(steps.form_of, writes, readings)[1] == (((5, 0), (6, 1)), ((3, 0), (4, 0)))
+    both(steps.add_rows, readings, rows)
+    assert rows.tolist() == [15, 16]
+    other = step_of([(2, 3, 0)], [(1, 0)])[0]
+    assert steps.only_type(writes + other) is None
 
 
 @given(TENSORS, SLOTS, st.sets(st.integers(0, 400)))
