@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from operator import attrgetter, mul
 from typing import Any
 
 import torch
@@ -16,11 +15,9 @@ from torch import Tensor
 
 from shiftscope.capture.readings import IMAGE, ROWS, is_channels_last
 from shiftscope.capture.totals import PagedReader, Structure, Totals
-from shiftscope.tally.native import Columns, Reader, Record
+from shiftscope.tally.native import Columns, Reader, Record, short_of
 
 __all__ = ["Columns", "CompiledReader"]
-
-_ROWS = attrgetter("rows")
 
 
 class CompiledReader(Reader, PagedReader):
@@ -50,8 +47,8 @@ class _RecordTotals(Totals):
 
     def _add(
         self,
-        pages: Sequence[tuple[Record, int]],
-        readings: Sequence[Any],
+        pages: list[tuple[Record, int]],
+        readings: list[Any],
         inverse: Tensor | None,
         step: int,
     ) -> None:
@@ -69,12 +66,8 @@ class _RecordTotals(Totals):
             start += used
         if self.groups:
             self._add_groups(starts, [page for page, _ in pages])
-        parts = [page.data[0, :used] for page, used in pages]
-        count = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if float(count.sum()) < sum(map(mul, self.widths, map(_ROWS, readings))):
-            for number, part in enumerate(count.split(self.widths)):
-                if bool((part < readings[number].rows).any()):
-                    self._first.setdefault(number, step)
+        for number in short_of(readings, pages):
+            self._first.setdefault(number, step)
 
     def _first_losses(self, data: Tensor) -> Mapping[int, int]:
         return self._first

@@ -13,6 +13,7 @@ from torch import Tensor
 from shiftscope.capture.readings import IMAGE, ROWS, is_channels_last
 from shiftscope.capture.totals import PagedReader, Structure, Totals
 from shiftscope.tally.device import DeviceReader, DeviceRecord, Page, Parts, usable
+from shiftscope.tally.steps import Write
 
 __all__ = ["DeviceReaders", "Parts"]
 
@@ -87,7 +88,7 @@ class DeviceReaders:
 
     def merge(
         self,
-        writes: Sequence[tuple[int, Any]],
+        writes: list[Write],
         gradient: Sequence[bool],
         inverse: Tensor | None,
         step: int,
@@ -159,7 +160,7 @@ class _DeviceTotals(Totals):
         self._step = DeviceRecord(self.grouped, device)
 
     def _add(
-        self, pages: Sequence[Page], readings: Sequence[Any], inverse: Tensor | None, step: int
+        self, pages: list[Page], readings: list[Any], inverse: Tensor | None, step: int
     ) -> None:
         start = first = 0
         for place, page in enumerate(pages):

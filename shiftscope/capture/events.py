@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from shiftscope.capture.site_state import SiteState
+from shiftscope.tally import native
 
-__all__ = ["Event", "count"]
+__all__ = ["Counters", "Event", "count"]
 
-Event = tuple[SiteState, str, tuple[int, int] | None]
+
+class _Counters:
+    """What is counted at a site.
+
+    Attributes:
+        calls: Calls of the op.
+        hooked: Those whose gradients are waited for.
+        arrived: Those whose gradients came.
+        shares_due: Those whose input had a gradient to come.
+        shares: Those whose input got one.
+        repeated: Those that were part of more than one backward pass.
+        samples: Samples of all forward passes it was called in.
+        forward: Number of the last of them; -1 for none.
+    """
+
+    calls = hooked = arrived = shares_due = shares = repeated = samples = 0
+    forward = -1
+
+
+if TYPE_CHECKING:
+    Counters = _Counters
+else:
+    Counters = native.Counters or _Counters  # the same, where compiled code can raise them
+
+Event = tuple[Counters, str, tuple[int, int] | None]
 """What happened at a site; of a call also the number of its forward pass and the samples in it."""
 
-_COUNTERS = {
+_RAISED = {
     "called": ("calls",),
     "called, hooked": ("calls", "hooked"),
     "hooked": ("hooked",),
@@ -25,30 +49,31 @@ _COUNTERS = {
 }
 """What happened -> the counters of a site that it raises."""
 
+_BITS = {"calls": 1, "hooked": 2, "arrived": 4, "shares_due": 8, "shares": 16, "repeated": 32}
+"""Each counter as a bit; the order is that of the compiled part."""
+_TABLE = {what: sum(map(_BITS.__getitem__, names)) for what, names in _RAISED.items()}
 
-def count(events: Sequence[Event]) -> None:
+
+def count(events: list[Event]) -> None:
     """Raise the counters of the sites; samples once for each forward pass."""
-    passes: dict[int, set[SiteState]] = {}
-    pass_of, number, samples, mine = None, 0, 0, set[SiteState]()
-    for state, what, where in events:
-        if what == "shared":  # one event in two
-            state.arrived += 1
-            state.shares_due += 1
-            state.shares += 1
-        elif what == "called, hooked":  # nearly all others
-            state.calls += 1
-            state.hooked += 1
-        else:
-            for name in _COUNTERS[what]:
-                setattr(state, name, getattr(state, name) + 1)
+    # Nearly always passes come one after another: compiled code counts those.
+    if not (native.built() and native.count(events, _TABLE)):
+        _count_any(events)
+
+
+def _count_any(events: list[Event]) -> None:
+    """The same for passes in any order, as of several threads."""
+    passes: dict[int, set[Counters]] = {}
+    for site, what, where in events:
+        for name in _RAISED[what]:
+            setattr(site, name, getattr(site, name) + 1)
         if where is None:
             continue
-        if where is not pass_of:  # the calls of one pass come one after another
-            pass_of, (number, samples) = where, where
-            mine = passes.setdefault(number, set())
-        if state.forward != number and state not in mine:
-            mine.add(state)
-            state.samples += samples
-    for number, states in passes.items():
-        for state in states:
-            state.forward = max(state.forward, number)
+        number, samples = where
+        known = passes.setdefault(number, set())
+        if site.forward != number and site not in known:
+            known.add(site)
+            site.samples += samples
+    for number, sites in passes.items():
+        for site in sites:
+            site.forward = max(site.forward, number)

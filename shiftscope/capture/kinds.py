@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import Any
 
 from shiftscope.capture.compiled_reader import Columns
 from shiftscope.capture.device_reader import Parts
 from shiftscope.capture.readings import Reading
 from shiftscope.tally import Moments
+from shiftscope.tally.steps import only_type
 
 __all__ = ["by_kind", "mixed"]
-
-_SECOND = itemgetter(1)
 
 
 def by_kind(pending: list[tuple[int, Any]]) -> dict[Any, list[Any]]:
     """Kind of reading -> slots and readings, in order."""
     kinds: dict[Any, list[Any]] = {Columns: [], Parts: [], Reading: [], Moments: []}
-    found = set(map(type, map(_SECOND, pending)))
-    if len(found) == 1:
-        return kinds | {found.pop(): pending}
+    found = only_type(pending)
+    if found is not None:
+        return kinds | {found: pending}
     for item in pending:
         kinds[type(item[1])].append(item)
     return kinds

@@ -37,6 +37,7 @@ from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.totals import Totals
 from shiftscope.tally import Moments
 from shiftscope.tally.native import built
+from shiftscope.tally.steps import all_within
 
 __all__ = ["Found", "Ledger", "together"]
 
@@ -56,7 +57,7 @@ class _Local(threading.local):
     """What one thread read last."""
 
     def __init__(self) -> None:
-        self.recent: list[tuple[Any, int, Any, Found, int]] = []
+        self.recent: list[tuple[Any, tuple[int, int], Any, Found, int]] = []
 
 
 class Ledger(Recorder):
@@ -88,7 +89,7 @@ class Ledger(Recorder):
         self._images: list[Image] = []
         self._sampler = Sampler(settings)
         self._mean_images = MeanImages()
-        self._local = _Local()
+        self._local, self._turn = _Local(), 0
         self._compiled = CompiledReader() if built() else None
         self._looks = [] if self._compiled is None else [self._compiled.look]
         self._devices, self._kernels = DeviceReaders(self._looks), KernelReader()
@@ -140,7 +141,7 @@ class Ledger(Recorder):
             return None
         if tensor.is_inference():
             return self._fresh(slot, tensor, kind, dim)
-        anchor, version = tensor._base, tensor._version
+        anchor, version = tensor._base, (self._turn, tensor._version)
         place: Any = kind
         if anchor is None:
             anchor = tensor
@@ -251,15 +252,15 @@ class Ledger(Recorder):
         self._sampler.keep()
         self.epoch += ended
 
-    def _every_gradient(self, pending: Sequence[tuple[int, Found]]) -> list[tuple[int, Found]]:
+    def _every_gradient(self, pending: list[tuple[int, Found]]) -> list[tuple[int, Found]]:
         """What is to be written once more where some calls of a site passed no gradient on.
 
         Those count for grad_z and not for the backward gain. Within a step all are merged exactly,
         so that the sum of both kinds needs a slot of its own, from the first time on that a site
         which knew the one kind meets the other.
         """
-        new = set(map(_FIRST, pending)) - self._seen
-        if new:
+        if not all_within(pending, self._seen):
+            new = set(map(_FIRST, pending)) - self._seen
             self._seen |= new
             for alone in (self._alone & self._seen) - self._every.keys():
                 state = self.slots[alone][0]
@@ -288,7 +289,9 @@ class Ledger(Recorder):
         ]
         if self._compiled is not None:
             closed.append(self._compiled.merge(kinds[Columns], self._gradient, inverse, self.step))
-        self._add_all([*chain.from_iterable(closed)], self._add_total)
+        found = [*chain.from_iterable(closed)]
+        if found:
+            self._add_all(found, self._add_total)
 
     def _exact(
         self, found: list[tuple[int, Moments]], inverse: Tensor | None
@@ -347,7 +350,7 @@ class Ledger(Recorder):
             number = len(items)
             taken.append(items[:number])
             del items[:number]
-        self._local = _Local()  # what any thread read last has lost its place
+        self._turn += 1  # what any thread read last has lost its place
         return taken[0], taken[1], taken[2]
 
     def _add_all(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -76,11 +77,14 @@ class MeanImages:
 
     def _add_doubtful(self, state: SiteState, op: LinearOp, mean: Tensor, samples: int) -> None:
         """One that is not finite throughout is left out."""
-        finite = torch.isfinite(mean.sum())
-        if finite.device.type != "cpu" or not bool(finite):  # a device is not waited for
-            mean = torch.where(finite, mean, 0.0)
         entry = self._entry(state, op, mean)
-        entry.total.add_(mean, alpha=samples)
+        if mean.is_cpu:
+            if isfinite(mean.sum().item()):
+                entry.total.add_(mean, alpha=samples)
+                entry.samples = entry.samples + samples
+            return
+        finite = torch.isfinite(mean.sum())  # a device is not waited for
+        entry.total.add_(torch.where(finite, mean, 0.0), alpha=samples)
         entry.samples = entry.samples + finite * float(samples)
 
     def hand_out(self) -> None:

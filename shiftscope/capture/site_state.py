@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from shiftscope.capture.events import Counters
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.neuron_dims import Lies
 from shiftscope.capture.weights import MeanInput, OpenFacts
@@ -16,25 +17,17 @@ __all__ = ["SiteState", "keep_weight", "note_changes"]
 
 
 @dataclass(eq=False)
-class SiteState:
+class SiteState(Counters):
     """The growing numbers of one site."""
 
     info: SiteInfo
     streams: dict[str, Stream] = field(default_factory=dict)
-    calls: int = 0
-    samples: int = 0
-    forward: int = -1
     seen: dict[str, int] = field(default_factory=dict)
     mean_input: MeanInput | None = None
     weight: LinearOp | None = None
     facts: OpenFacts | None = None
     version: int = -1
     settled: bool = False
-    hooked: int = 0
-    arrived: int = 0
-    repeated: int = 0
-    shares_due: int = 0
-    shares: int = 0
     notes: dict[str, None] = field(default_factory=dict)
     lost_since: dict[str, int] = field(default_factory=dict)
     lies: Lies | None = None

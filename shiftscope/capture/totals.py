@@ -12,11 +12,11 @@ between them the weights move (:meth:`shiftscope.tally.Moments.join`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from operator import add, attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
@@ -24,11 +24,12 @@ from torch import Tensor
 
 from shiftscope.tally import Moments
 from shiftscope.tally.native import EPS
+from shiftscope.tally.steps import Write, add_rows, form_of
 
 __all__ = ["Group", "PagedReader", "Structure", "Total", "Totals", "groups_of", "places_of"]
 
-Structure = tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]
-"""Slots in order of writing, number of the reading each one got, width and dtype of each."""
+Structure = tuple[tuple[int, ...], tuple[int, ...]]
+"""Slots in order of writing, and the number of the reading that each one got."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,6 @@ def places_of(
         yield group.slot, group.numbers, slice(start, start + group.width)
 
 
-_FIRST, _SECOND, _NUMBER = itemgetter(0), itemgetter(1), attrgetter("number")
-_FORM, _ROWS = attrgetter("width", "dtype"), attrgetter("rows")
 _STRUCTURES = 16
 """Structures whose totals are kept open; a training loop alternates between a few."""
 
@@ -133,11 +132,9 @@ class Totals(ABC):
         self.single, self.groups = groups_of(key[0], key[1], self.widths)
         self.grouped = sum(group.width for group in self.groups)
         self._eps = [EPS[reading.dtype] for reading in readings]
-        self._rows = [0] * len(readings)
+        self._rows = array("q", bytes(8 * len(readings)))
 
-    def add(
-        self, pages: Sequence[Any], readings: Sequence[Any], inverse: Tensor | None, step: int
-    ) -> None:
+    def add(self, pages: list[Any], readings: list[Any], inverse: Tensor | None, step: int) -> None:
         """Add one step.
 
         Args:
@@ -147,11 +144,11 @@ class Totals(ABC):
             step: Its number.
         """
         self._add(pages, readings, inverse, step)
-        self._rows = list(map(add, self._rows, map(_ROWS, readings)))
+        add_rows(readings, self._rows)
 
     @abstractmethod
     def _add(
-        self, pages: Sequence[Any], readings: Sequence[Any], inverse: Tensor | None, step: int
+        self, pages: list[Any], readings: list[Any], inverse: Tensor | None, step: int
     ) -> None:
         """Add the pages to the record, gradients times ``inverse``; note what was not finite."""
 
@@ -193,28 +190,20 @@ class Totals(ABC):
             yield Total(slot, moments, rows - columns[0][0, at], since)
 
 
-def _written(
-    writes: Sequence[tuple[int, Any]], readings: Sequence[Any]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Slots and numbers of what was written.
+def _written(writes: Sequence[Write], readings: Sequence[Any]) -> list[Write]:
+    """What was written of these readings.
 
-    Not of what another thread read before the last merging and wrote down after it.
+    Not what another thread read before the last merging and wrote down after it.
     """
-    found = list(map(_SECOND, writes))
-    numbers = tuple(map(_NUMBER, found))
-    inside = not numbers or max(numbers) < len(readings)
-    if inside and all(map(is_, map(readings.__getitem__, numbers), found)):
-        return tuple(map(_FIRST, writes)), numbers
     number = len(readings)
-    known = [(s, r.number) for s, r in writes if r.number < number and readings[r.number] is r]
-    return tuple([slot for slot, _ in known]), tuple([number for _, number in known])
+    return [(s, r) for s, r in writes if r.number < number and readings[r.number] is r]
 
 
 class PagedReader(ABC):
     """Readings of the running step, and accumulators of the steps before it."""
 
     @cached_property
-    def _open(self) -> dict[Structure, Totals]:
+    def _open(self) -> dict[Hashable, Totals]:
         return {}
 
     @abstractmethod
@@ -231,7 +220,7 @@ class PagedReader(ABC):
 
     def merge(
         self,
-        writes: Sequence[tuple[int, Any]],
+        writes: list[Write],
         gradient: Sequence[bool],
         inverse: Tensor | None,
         step: int,
@@ -248,19 +237,29 @@ class PagedReader(ABC):
             Accumulators of another structure that are closed now, as there were too many.
         """
         readings, pages = self.take()
-        slots, numbers = _written(writes, readings)
-        if slots:
-            key: Structure = (slots, numbers, tuple(map(_FORM, readings)))
-            totals = self._open.get(key)
+        form = form_of(writes, readings)
+        if form is None:
+            writes = _written(writes, readings)
+            form = form_of(writes, readings)
+        if writes:
+            totals = self._open.get(form)
             if totals is None:
                 if len(self._open) == _STRUCTURES:
                     yield self._open.pop(next(iter(self._open)))
-                flags = [False] * len(readings)
-                for slot, number in zip(slots, numbers, strict=True):
-                    flags[number] |= gradient[slot]
-                totals = self._open[key] = self._new(key, readings, flags)
+                totals = self._open[form] = self._begin(writes, readings, gradient)
             totals.add(pages, readings, inverse, step)
         self.give_back(pages)
+
+    def _begin(
+        self, writes: Sequence[Write], readings: Sequence[Any], gradient: Sequence[bool]
+    ) -> Totals:
+        """Accumulators for steps like this one."""
+        slots = tuple([slot for slot, _ in writes])
+        numbers = tuple([reading.number for _, reading in writes])
+        flags = [False] * len(readings)
+        for slot, number in zip(slots, numbers, strict=True):
+            flags[number] |= gradient[slot]
+        return self._new((slots, numbers), readings, flags)
 
     def opened(self) -> list[Totals]:
         """The accumulators of the steps so far, which go on."""

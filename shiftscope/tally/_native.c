@@ -93,6 +93,12 @@ static PyObject *native_merge(PyObject *self, PyObject *const *args, Py_ssize_t 
 static PyMethodDef methods[] = {
     {"read", (PyCFunction)(void (*)(void))native_read, METH_FASTCALL, read_doc},
     {"merge", (PyCFunction)(void (*)(void))native_merge, METH_FASTCALL, merge_doc},
+    {"only_type", steps_only_type, METH_O, only_type_doc},
+    {"all_within", (PyCFunction)(void (*)(void))steps_all_within, METH_FASTCALL, all_within_doc},
+    {"form_of", (PyCFunction)(void (*)(void))steps_form_of, METH_FASTCALL, form_of_doc},
+    {"add_rows", (PyCFunction)(void (*)(void))steps_add_rows, METH_FASTCALL, add_rows_doc},
+    {"short_of", (PyCFunction)(void (*)(void))steps_short_of, METH_FASTCALL, short_of_doc},
+    {"count", (PyCFunction)(void (*)(void))counters_count, METH_FASTCALL, count_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -111,6 +117,8 @@ static int module_exec(PyObject *module)
     if (add_type(module, "Columns", &columns_spec) < 0 || add_type(module, "Parts", &parts_spec) < 0)
         return -1;
     if (add_type(module, "Launch", &launch_spec) < 0)
+        return -1;
+    if (add_type(module, "Counters", &counters_spec) < 0)
         return -1;
     return add_type(module, "Reader", &reader_spec);
 }

@@ -103,7 +103,19 @@ int launch_fits(const Launch *launch, const Seen *seen, const int form[3], int64
 /* Launch on a stream, without the interpreter lock; an error number of the driver. */
 int launch_kernel(const Launch *launch, const Reading *reading, int64_t stream);
 
-extern PyType_Spec columns_spec, parts_spec, reader_spec, launch_spec;
+/* -- the end of a step (_steps.c, _counters.c) ---------------------------------------------------- */
+
+PyObject *steps_only_type(PyObject *module, PyObject *writes);
+PyObject *steps_all_within(PyObject *module, PyObject *const *args, Py_ssize_t number);
+PyObject *steps_form_of(PyObject *module, PyObject *const *args, Py_ssize_t number);
+PyObject *steps_add_rows(PyObject *module, PyObject *const *args, Py_ssize_t number);
+PyObject *steps_short_of(PyObject *module, PyObject *const *args, Py_ssize_t number);
+PyObject *counters_count(PyObject *module, PyObject *const *args, Py_ssize_t number);
+
+extern const char only_type_doc[], all_within_doc[], form_of_doc[], add_rows_doc[],
+    short_of_doc[], count_doc[];
+
+extern PyType_Spec columns_spec, parts_spec, reader_spec, launch_spec, counters_spec;
 
 #pragma GCC visibility pop
 

@@ -27,14 +27,21 @@ except ImportError:  # no compiler where shiftscope was installed
 __all__ = [
     "EPS",
     "Columns",
+    "Counters",
     "Launch",
     "Parts",
     "Reader",
     "Record",
+    "add_rows",
+    "all_within",
     "built",
+    "count",
+    "form_of",
     "next_page",
     "number_of",
     "on_device",
+    "only_type",
+    "short_of",
 ]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -51,6 +58,16 @@ Parts: Any = getattr(_native, "Parts", None)
 """The same of a tensor on a GPU: ``parts`` runs of ``width`` columns from ``offset`` on."""
 Launch: Any = getattr(_native, "Launch", None)
 """A kernel that the reader of a GPU launches by itself."""
+
+
+only_type: Any = getattr(_native, "only_type", None)
+all_within: Any = getattr(_native, "all_within", None)
+form_of: Any = getattr(_native, "form_of", None)
+add_rows: Any = getattr(_native, "add_rows", None)
+"""See :mod:`shiftscope.tally.steps`, which has them in Python as well."""
+Counters: Any = getattr(_native, "Counters", None)
+count: Any = getattr(_native, "count", None)
+"""See :mod:`shiftscope.capture.events`; likewise."""
 
 
 stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
@@ -222,6 +239,17 @@ class Reader:
     def clear(self) -> None:
         """Forget all readings."""
         self.give_back(self.take()[1])
+
+
+def short_of(readings: list[Any], pages: list[tuple[Record, int]]) -> list[int]:
+    """Numbers of the readings of which elements were left out as not finite.
+
+    Args:
+        readings: All readings of a step, in order.
+        pages: The records that hold their columns, in order, and how many of each.
+    """
+    found: list[int] = _native.short_of(readings, [(page.address, used) for page, used in pages])
+    return found
 
 
 def on_device(
