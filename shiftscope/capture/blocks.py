@@ -82,7 +82,7 @@ class Block:
             ``[columns]`` uint8 sum of :data:`SMALL`, :data:`COARSE`, :data:`LOST` and :data:`BIG`;
             None where nothing is to be mended.
         """
-        rows, bound, least, shrink = self._per_column(readings)
+        rows, bound, least, shrink, several = self._per_column(readings)
         mean = self._gathered([r.mean for r in readings], 0)
         variance = self._gathered([r.variance for r in readings], 1)
         finite = self._finite(mean, variance)
@@ -92,7 +92,7 @@ class Block:
             rows = rows * finite
             self.lost += ~finite
             self.first.masked_fill_(~finite & (self.first < 0), float(step))
-        codes = self._judged(mean, variance, (bound, least), finite)
+        codes = self._judged(mean, variance, (bound, least), finite, several)
         factor = self._factor(shrink, inverse)
         if factor is not None:
             mean.mul_(factor)
@@ -115,13 +115,21 @@ class Block:
         return self._work[place].copy_(torch.cat(parts))
 
     def _judged(
-        self, mean: Tensor, variance: Tensor, bound: tuple[Tensor, Tensor], finite: Tensor | None
+        self,
+        mean: Tensor,
+        variance: Tensor,
+        bound: tuple[Tensor, Tensor],
+        finite: Tensor | None,
+        several: Tensor | None,
     ) -> Tensor | None:
         square, bounds = self._work[2], self._work[3]
         torch.mul(mean, mean, out=square)
         torch.mul(square, bound[0], out=bounds)
         coarse = torch.lt(variance, bounds, out=self._flags[0])
         small = torch.lt(variance, self._small, out=self._flags[1])
+        if several is not None:  # the variance of a single row is 0, and no doubt about it
+            coarse &= several
+            small &= several
         if bool(small.any()) if small.device.type == "cpu" else True:
             small &= torch.add(square, variance, out=bounds) > 0
         self.doubt |= coarse
@@ -129,6 +137,8 @@ class Block:
         if finite is None and not bool(coarse.any()) and not bool(small.any()):
             return None  # on the CPU, where asking costs nothing
         hopeless = variance < torch.mul(square, bound[1], out=bounds)
+        if several is not None:
+            hopeless &= several
         coarse &= ~(hopeless | small)
         codes = coarse.to(torch.uint8).mul_(COARSE)
         for flag, code in ((small, SMALL), (hopeless, HOPELESS)):
@@ -189,16 +199,21 @@ class Block:
         return torch.isfinite(mean) & torch.isfinite(variance)
 
     def _per_column(self, readings: Sequence[Reading]) -> tuple[Any, ...]:
-        """Rows, bounds of var/mean^2 and 1/gain of each column; made anew only when they change."""
+        """Rows, bounds of var/mean^2, 1/gain and whether there are several rows, of each column.
+
+        Made anew only when they change.
+        """
         facts = tuple([(r.rows, r.error, r.gain, r.eps) for r in readings])
         if self._constants is None or self._constants[0] != facts:
             gains = [1.0 / gain for _, _, gain, _ in facts]
+            several = [float(rows > 1) for rows, *_ in facts]
             columns = (
                 self._columns([float(rows) for rows, *_ in facts]),
                 self._columns([(DOUBT * error) ** 2 for _, error, *_ in facts]),
                 # What lies below the resolution of the numbers no other reading would mend.
                 self._columns([0.0 if f[1] == RAW else (2 * f[3]) ** 2 for f in facts]),
                 self._columns(gains) if any(gain != 1.0 for gain in gains) else None,
+                self._columns(several) > 0 if 0.0 in several else None,
             )
             self._constants = (facts, columns)
         return self._constants[1]

@@ -69,6 +69,21 @@ def test_a_reading_is_right_in_every_layout(shape: Any, dim: int, dtype: torch.d
                 )
 
 
+def test_a_single_row_is_in_no_doubt_and_changes_no_reading_to_come() -> None:
+    recorder = LeanRecorder(Settings())
+    state = recorder._state(SiteInfo("x", "activation", "relu", "x", 3))
+    slot, rows = recorder.slot(state, "z"), torch.tensor([[1e-3, 2.0, -3e3]])
+    for step in range(6):
+        x = rows if step < 4 else torch.randn(32, 3) * 1e6
+        recorder.take(slot, x, ROWS)
+        recorder.called(state, (step, 1))
+        recorder.flush()
+    moments = recorder.records(backward=False)["x"].streams["z"].moments
+    assert moments.count.tolist() == [68] * 3
+    assert not moments.below_resolution.any()
+    assert not state.notes
+
+
 @pytest.mark.parametrize("ratio", [1e1, 1e3, 1e5, 1e7])
 @pytest.mark.parametrize(("shape", "dim"), [((128, 8), -1), ((4000, 8), -1), ((16, 8, 12, 12), 1)])
 def test_a_large_mean_is_right_or_flagged(ratio: float, shape: Any, dim: int) -> None:
