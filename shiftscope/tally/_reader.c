@@ -190,8 +190,9 @@ static PyObject *reader_look(Reader *self, PyObject *const *args, Py_ssize_t num
     int here = self->failing ? 0 : see(&self->known, x, self->index, &seen);
     if (!here)
         Py_RETURN_NONE;
-    /* A tensor of its own is known by itself: one that was is no view since. */
-    long long version, place[6] = {(int)kind};
+    /* A tensor of its own is known by itself, while its memory is the same (`x.data = y`): one that
+       was is no view since. */
+    long long version, place[6] = {(int)kind, here > 0 && seen.told ? seen.address : 0};
     int known = here < 0 ? -1 : version_of(&self->known, x, &seen, &version);
     if (known > 0 && (found = recall(self, x, version, place)))
         return Py_NewRef(found);

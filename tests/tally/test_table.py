@@ -364,3 +364,15 @@ def test_a_gpu_is_known_by_its_number(kind: int, monkeypatch: pytest.MonkeyPatch
     for index in (-1, 0, 1):
         here = index == (-1 if kind == CPU else 1)
         assert len(asked_of(index, x)[1]) == (4 if here else 0)
+
+
+@needs_table
+def test_a_tensor_that_was_given_other_memory_is_read_anew() -> None:
+    reader, x = native.Reader(), torch.zeros(3, 4)
+    first = reader.look(x, 0, 0, False)
+    assert reader.look(x, 1, 0, False) is first
+    x.data = torch.ones(3, 4)  # without a version of its own
+    again = reader.look(x, 1, 0, False)
+    assert again is not first
+    (page, _), *_ = reader.pages()
+    assert page.data[1, again.offset : again.offset + 4].tolist() == [1.0] * 4
