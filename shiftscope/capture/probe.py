@@ -2,8 +2,9 @@
 
 For one sampled window every module in which a site may lie gets a forward pre-hook, and a forward
 hook unless it ends with its op; they keep a stack of running modules. While it is not empty a
-``TorchFunctionMode`` sees every torch function, called by a module or not. Gradients come from post hooks on the autograd nodes of the ops. All of
-it is removed again, whatever happened, and copies of a watched model carry inert hooks only.
+``TorchFunctionMode`` sees every torch function, called by a module or not. Gradients come from post
+hooks on the autograd nodes of the ops. All of it is removed again, whatever happened, and copies of
+a watched model carry inert hooks only.
 """
 
 from __future__ import annotations
