@@ -364,3 +364,13 @@ def test_a_gpu_is_known_by_its_number(kind: int, monkeypatch: pytest.MonkeyPatch
     for index in (-1, 0, 1):
         here = index == (-1 if kind == CPU else 1)
         assert len(asked_of(index, x)[1]) == (4 if here else 0)
+
+
+def test_a_type_that_is_no_tensor_is_refused_by_name() -> None:
+    class Odd:
+        _base = is_neg = None
+
+    reader: Any = vars(native)["_native"].Reader
+    for kind, missing in ((int, "_base"), (Odd, "_version")):
+        with pytest.raises(AttributeError, match=missing):
+            reader((0, 1, 2, 3), None, (kind, kind), None, None, None, None)
