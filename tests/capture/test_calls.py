@@ -261,6 +261,25 @@ def test_a_call_that_cannot_be_compared_ends_its_module() -> None:
     assert (records["layer"].calls, records[":tanh"].calls) == (9, 5)
 
 
+def test_a_convolution_that_fails_to_pad_ends() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv1d(1, 1, 3, padding=2, padding_mode="reflect")
+
+        def forward(self, x: Tensor) -> Tensor:
+            with contextlib.suppress(RuntimeError):
+                self.layer(x[..., :2])
+            return torch.tanh(self.layer(x))
+
+    net = Net()
+    with ss.watch(net, every=1, window=100) as watched:
+        for _ in range(4):
+            net(torch.randn(2, 1, 5)).sum().backward()
+            watched.step()
+    assert set(watched.trace[-1].snapshot.records) == {"layer", ":tanh"}
+
+
 def test_a_hook_holds_neither_recorder_nor_graph() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
     watched = ss.watch(model, every=1)
