@@ -94,8 +94,9 @@ static PyObject *run_by_plan(PyObject *run, PyObject *frame, Call *call, int *do
     if (call->books && is_plain(call, &linear) > 0 && move_on(frame, call->plan, index) == 0) {
         *done = 1;
         out = run_plain(call, linear);
-        end_single(run, frame);
     }
+    if (*done || PyErr_Occurred())
+        end_single(run, frame); /* also where nothing ran, as a comparison raised */
     Py_XDECREF(call->plan);
     Py_DECREF(call->recorder);
     Py_DECREF(call->where);
@@ -149,7 +150,7 @@ static PyObject *followed(PyObject *run, const Call *call, PyObject *out)
 }
 
 PyDoc_STRVAR(function_doc,
-"__torch_function__(func, types, args=(), kwargs=None)\n--\n\n"
+"__torch_function__($self, func, types, args=(), kwargs=None, /)\n--\n\n"
 "One call of a torch function.");
 
 static PyObject *mode_function(Mode *self, PyObject *const *args, Py_ssize_t number)
@@ -157,6 +158,10 @@ static PyObject *mode_function(Mode *self, PyObject *const *args, Py_ssize_t num
     if (number < 2 || number > 4 || (number > 2 && !PyTuple_CheckExact(args[2]))
         || (number > 3 && args[3] != Py_None && !PyDict_Check(args[3]))) {
         PyErr_SetString(PyExc_TypeError, "expected func, types, args and kwargs");
+        return NULL;
+    }
+    if (!self->handlers || !self->run) {
+        PyErr_SetString(PyExc_TypeError, "a mode that was never made by __init__");
         return NULL;
     }
     PyObject *given = number > 2 ? Py_NewRef(args[2]) : PyTuple_New(0);

@@ -102,7 +102,7 @@ class LeanRecorder(Ledger):
             self._mean_images.hand_out()
             known = self._so_far()
             self.unsettled = False
-            for state in self.states.values():
+            for state in list(self.states.values()):  # other threads may add sites meanwhile
                 if state.settled or not state.calls:
                     continue
                 state.settled = True
@@ -138,14 +138,14 @@ class LeanRecorder(Ledger):
             zip(self._totals, tallies_to_host(list(self._totals.values())), strict=True)
         )
         self._fold()
-        for state in self.states.values():
+        for state in list(self.states.values()):
             state.streams.clear()
         samples, known = self._sampler.to_host(), dict[int, Extrema]()
         for slot, moments in self._totals.items():
             self._to_stream(slot, moments, samples.get(slot), known)
         self._mean_images.hand_out()
         floors = self._finish()
-        for state in self.states.values():
+        for state in list(self.states.values()):
             _raise_floor(state, floors.get(self._fed_by.get(state, state)))
         return super().records(backward=backward)
 
@@ -156,7 +156,7 @@ class LeanRecorder(Ledger):
         self._fed_by.clear()
         self._sampler.clear()
         self._mean_images.clear()
-        for state in self.states.values():
+        for state in list(self.states.values()):
             state.restart()
 
     def _to_stream(
@@ -182,7 +182,8 @@ class LeanRecorder(Ledger):
 
     def _finish(self) -> dict[SiteState, Tensor]:
         """Complete the mean inputs of linear sites; the sizes of the terms their sums were of."""
-        found = [(state, state.weight, state.streams.get("a")) for state in self.states.values()]
+        states = list(self.states.values())
+        found = [(state, state.weight, state.streams.get("a")) for state in states]
         sites = [
             (state, op, a.moments)
             for state, op, a in found

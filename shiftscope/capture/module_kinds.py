@@ -44,7 +44,9 @@ def has_sites(module: nn.Module) -> bool:
 def is_single(module: nn.Module) -> bool:
     """Whether a call of the module is one op, and nobody has changed that."""
     patched = module._forward_hooks or "forward" in module.__dict__
-    return type(module) in SINGLE and not patched
+    # Padding of its own comes before a convolution, and may fail before there is any op.
+    pads = getattr(module, "padding_mode", "zeros") != "zeros"
+    return type(module) in SINGLE and not (patched or pads)
 
 
 def has_fast_path(module: nn.Module) -> bool:

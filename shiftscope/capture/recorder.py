@@ -260,7 +260,7 @@ class Recorder:
         Args:
             backward: Whether a backward pass was run, so that missing gradients are to be noted.
         """
-        called = {name: state for name, state in self.states.items() if state.calls}
+        called = {name: state for name, state in list(self.states.items()) if state.calls}
         found = {name: _facts(state) for name, state in called.items()}
         facts = close_facts({name: own for name, own in found.items() if own is not None})
         streams = kept_streams({name: state.streams for name, state in called.items()})

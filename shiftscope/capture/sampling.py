@@ -113,9 +113,10 @@ class Sampler:
             return RowSample.of(values, size, self.settings.seed, start, place)
         count = values.shape[0]
         key = (count, size, start, values.device)
-        if self._order is None or self._order[0] != key:
+        known = self._order  # read once: another thread may put its own there meanwhile
+        if known is None or known[0] != key:
             numbers = torch.arange(count, dtype=torch.float64, device=values.device).unsqueeze(1)
-            self._order = (key, RowSample.of(numbers, size, self.settings.seed, start))
-        order = self._order[1]
+            known = self._order = (key, RowSample.of(numbers, size, self.settings.seed, start))
+        order = known[1]
         rows = values.index_select(0, order.rows[:, 0].long())
         return RowSample(order.priority, rows, order.size, order.seed, order.seen)

@@ -53,10 +53,9 @@ int64_t data_ptr_of(PyObject *x) { return integer(call(x, word_data_ptr)); }
 int know(Known *known, PyObject *table)
 {
     PyObject *type = PyTuple_GET_ITEM(known->types, 0);
-    known->base = PyObject_GetAttr(type, word_base);
-    known->version = PyObject_GetAttr(type, word_version);
-    known->is_neg = PyObject_GetAttr(type, word_is_neg);
-    if (!known->base || !known->version || !known->is_neg)
+    if (!(known->base = PyObject_GetAttr(type, word_base))
+        || !(known->version = PyObject_GetAttr(type, word_version))
+        || !(known->is_neg = PyObject_GetAttr(type, word_is_neg)))
         return -1;
     const DLTable *found = NULL;
     if (PyCapsule_IsValid(table, DL_CAPSULE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import shiftscope as ss
@@ -223,6 +225,61 @@ def test_an_error_in_the_function_leaves_nothing_behind() -> None:
     assert watched.trace[-1].snapshot.records["layer"].calls == 4
 
 
+def test_a_call_that_cannot_be_compared_ends_its_module() -> None:
+    class Refusing(TorchFunctionMode):
+        on = False
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if self.on and func == Tensor.dtype.__get__:  # type: ignore[attr-defined]
+                self.on = False
+                raise ValueError("not now")
+            return func(*args, **(kwargs or {}))
+
+    refusing = Refusing()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with contextlib.suppress(ValueError):
+                self.layer(x)
+            return torch.tanh(self.layer(x))
+
+    net = Net()
+    with refusing, ss.watch(net, every=1, window=100) as watched:
+        for step in range(5):
+            refusing.on = step == 3
+            net(torch.randn(2, 4)).sum().backward()
+            watched.step()
+            assert not refusing.on
+    records = watched.trace[-1].snapshot.records
+    assert set(records) == {"layer", ":tanh"}
+    assert (records["layer"].calls, records[":tanh"].calls) == (9, 5)
+
+
+def test_a_convolution_that_fails_to_pad_ends() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv1d(1, 1, 3, padding=2, padding_mode="reflect")
+
+        def forward(self, x: Tensor) -> Tensor:
+            with contextlib.suppress(RuntimeError):
+                self.layer(x[..., :2])
+            return torch.tanh(self.layer(x))
+
+    net = Net()
+    with ss.watch(net, every=1, window=100) as watched:
+        for _ in range(4):
+            net(torch.randn(2, 1, 5)).sum().backward()
+            watched.step()
+    assert set(watched.trace[-1].snapshot.records) == {"layer", ":tanh"}
+
+
 def test_a_hook_holds_neither_recorder_nor_graph() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
     watched = ss.watch(model, every=1)
@@ -274,6 +331,8 @@ def test_a_mode_refuses_what_torch_never_gives() -> None:
         Mode([], Run())  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         Mode({}, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="never made"):
+        Mode.__new__(Mode).__torch_function__(torch.add, (), (1, 2))
     assert mode.__torch_function__(torch.add, (), (1, 2)) == 3
     mode.run.mode = mode  # a cycle, which the collector finds
     gone = weakref.ref(mode)

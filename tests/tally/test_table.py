@@ -376,3 +376,13 @@ def test_a_tensor_that_was_given_other_memory_is_read_anew() -> None:
     assert again is not first
     (page, _), *_ = reader.pages()
     assert page.data[1, again.offset : again.offset + 4].tolist() == [1.0] * 4
+
+
+def test_a_type_that_is_no_tensor_is_refused_by_name() -> None:
+    class Odd:
+        _base = is_neg = None
+
+    reader: Any = vars(native)["_native"].Reader
+    for kind, missing in ((int, "_base"), (Odd, "_version")):
+        with pytest.raises(AttributeError, match=missing):
+            reader((0, 1, 2, 3), None, (kind, kind), None, None, None, None)
