@@ -22,10 +22,7 @@ PyObject *word_books, *word_called, *word_called_hooked, *word_detail, *word_dty
     *word_register_hook, *word_repeated, *word_requires_grad, *word_run, *word_settled,
     *word_shape, *word_shared;
 
-static const struct {
-    PyObject **word;
-    const char *text;
-} words[] = {
+static const Word words[] = {
     {&word_books, "books"}, {&word_called, "called"}, {&word_called_hooked, "called, hooked"},
     {&word_detail, "detail"}, {&word_dtype, "dtype"}, {&word_due, "due"},
     {&word_arrived, "arrived"}, {&word_epoch, "epoch"}, {&word_follow, "follow"},
@@ -38,34 +35,6 @@ static const struct {
     {&word_requires_grad, "requires_grad"}, {&word_run, "run"}, {&word_settled, "settled"},
     {&word_shape, "shape"}, {&word_shared, "shared"},
 };
-
-static int intern_words(void)
-{
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (!*words[i].word && !(*words[i].word = PyUnicode_InternFromString(words[i].text)))
-            return -1;
-    return 0;
-}
-
-int is_true(PyObject *value)
-{
-    int result = value ? PyObject_IsTrue(value) : -1;
-    Py_XDECREF(value);
-    return result;
-}
-
-PyObject *referent(PyObject *reference)
-{
-    PyObject *found = NULL;
-#if PY_VERSION_HEX >= 0x030D0000
-    if (PyWeakref_GetRef(reference, &found) < 0)
-        PyErr_Clear();
-#else
-    found = PyWeakref_Check(reference) ? PyWeakref_GET_OBJECT(reference) : Py_None;
-    found = found == Py_None ? NULL : Py_NewRef(found);
-#endif
-    return found;
-}
 
 /* -- slots ---------------------------------------------------------------------------------------- */
 
@@ -190,7 +159,8 @@ static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec)
 
 PyMODINIT_FUNC PyInit__calls(void)
 {
-    PyObject *module = intern_words() < 0 ? NULL : PyModule_Create(&definition);
+    const size_t number = sizeof words / sizeof *words;
+    PyObject *module = intern_all(words, number) < 0 ? NULL : PyModule_Create(&definition);
     if (!module)
         return NULL;
     books_type = add_type(module, &books_spec);

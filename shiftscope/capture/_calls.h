@@ -3,8 +3,7 @@
 #ifndef SHIFTSCOPE_CALLS_H
 #define SHIFTSCOPE_CALLS_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "../tally/_python.h"
 
 #pragma GCC visibility push(hidden) /* no name of these meets one of another library */
 
@@ -50,13 +49,7 @@ extern PyObject *word_books, *word_called, *word_called_hooked, *word_detail, *w
     *word_register_hook, *word_repeated, *word_requires_grad, *word_run, *word_settled,
     *word_shape, *word_shared;
 
-/* A truth, and the reference to it given back; -1 with an exception set where there is none. */
-int is_true(PyObject *value);
-
-/* What a weak reference refers to, a new reference, or NULL without an exception. */
-PyObject *referent(PyObject *reference);
-
-/* -- the lists of a recorder (_books.c) ----------------------------------------------------------- */
+/* -- the lists of a recorder (_hooks.c) ----------------------------------------------------------- */
 
 typedef struct {
     PyObject_HEAD

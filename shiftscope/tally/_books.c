@@ -46,17 +46,12 @@ PyType_Spec parts_spec = {
 
 /* -- tensors that were just read ------------------------------------------------------------------ */
 
-static PyObject *alive(PyObject *reference)
+/* Whether a weak reference refers to an object that is alive. */
+static int refers_to(PyObject *reference, PyObject *object)
 {
-#if PY_VERSION_HEX >= 0x030D0000
-    PyObject *object = NULL;
-    if (PyWeakref_GetRef(reference, &object) < 0)
-        PyErr_Clear();
-    Py_XDECREF(object); /* only compared with one that is alive */
-    return object;
-#else
-    return PyWeakref_GetObject(reference);
-#endif
+    PyObject *found = referent(reference);
+    Py_XDECREF(found); /* only compared with one that is alive */
+    return found == object;
 }
 
 PyObject *recall(Reader *self, PyObject *anchor, long long version, const long long place[6])
@@ -65,7 +60,7 @@ PyObject *recall(Reader *self, PyObject *anchor, long long version, const long l
     for (int i = 1; i <= RECENT; i++) {
         Entry *entry = &self->recent[(self->next + RECENT - i) % RECENT];
         if (entry->anchor && entry->version == version && entry->thread == thread
-            && alive(entry->anchor) == anchor && !memcmp(entry->place, place, sizeof entry->place))
+            && refers_to(entry->anchor, anchor) && !memcmp(entry->place, place, sizeof entry->place))
             return entry->found;
     }
     return NULL;

@@ -3,8 +3,7 @@
 #ifndef SHIFTSCOPE_NATIVE_H
 #define SHIFTSCOPE_NATIVE_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_python.h"
 
 #include "_dlpack.h"
 #include "_moments.h"
@@ -50,9 +49,7 @@ int intern_words(void);
    an exception set. */
 int know(Known *known, PyObject *table);
 
-/* A truth, or an integer, and the reference to it given back; -1 with an exception set where there
-   is none. */
-int is_true(PyObject *value);
+/* An integer, and the reference to it given back; -1 with an exception set where there is none. */
 int64_t integer(PyObject *value);
 
 /* Address of the first element of a tensor, by its own method. */

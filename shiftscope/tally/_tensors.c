@@ -11,10 +11,7 @@ static PyObject *word_dtype, *word_layout, *word_is_nested, *word_is_neg, *word_
     *word_get_device, *word_is_contiguous, *word_shape, *word_data_ptr, *word_base, *word_version,
     *word_numel, *word_offset, *word_stride;
 
-static const struct {
-    PyObject **word;
-    const char *text;
-} words[] = {
+static const Word words[] = {
     {&word_is_cpu, "is_cpu"}, {&word_dtype, "dtype"}, {&word_layout, "layout"},
     {&word_is_nested, "is_nested"}, {&word_is_neg, "is_neg"}, {&word_numel, "numel"},
     {&word_is_contiguous, "is_contiguous"}, {&word_shape, "shape"}, {&word_data_ptr, "data_ptr"},
@@ -22,20 +19,7 @@ static const struct {
     {&word_stride, "stride"}, {&word_get_device, "get_device"},
 };
 
-int intern_words(void)
-{
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (!*words[i].word && !(*words[i].word = PyUnicode_InternFromString(words[i].text)))
-            return -1;
-    return 0;
-}
-
-int is_true(PyObject *value)
-{
-    int result = value ? PyObject_IsTrue(value) : -1;
-    Py_XDECREF(value);
-    return result;
-}
+int intern_words(void) { return intern_all(words, sizeof words / sizeof *words); }
 
 int64_t integer(PyObject *value)
 {
