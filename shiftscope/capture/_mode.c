@@ -306,7 +306,7 @@ static PyObject *new_frame(PyObject *path, PyObject *module, PyObject *plans, Py
 /* Note the path of a module that was called; -1 with an exception. */
 static int note_called(PyObject *attachment, PyObject *path)
 {
-    PyObject *called = PyObject_GetAttr(attachment, word_names_called);
+    PyObject *called = PyObject_GetAttr(attachment, word_called);
     int failed = called ? PySet_Add(called, path) : -1;
     Py_XDECREF(called);
     return failed;
