@@ -1,4 +1,4 @@
-"""The training steps that measuring is timed on: mlp, gpt, resnet, and a wide one for CUDA.
+"""The training steps that measuring is timed on: mlp, gpt, resnet, tiny, and wide ones for CUDA.
 
 * ``mlp``: 50 hidden layers of 256 sigmoid units on 3072 inputs, batch 128. Its rows are centred and
   rescaled on one batch (Kutsuna, ECML-PKDD 2019, Sections 3 and 4.3): with torch's default weights
@@ -9,6 +9,7 @@
 * ``wide``: 4 hidden layers of 4096 GELU units, batch 8192; for CUDA: its streams do not fit into
   the second-level cache of a GPU.
 * ``wide large``: 2 hidden layers of 8192 units, batch 32768; for bfloat16.
+* ``tiny``: 50 hidden layers of 8 sigmoid units, batch 4: nothing but what the host does.
 * ``gpt large`` and ``resnet large``: such networks as they are trained on a GPU, whose kernels
   keep it busy: 8 layers of width 1024, 16 heads, 1024 tokens, batch 8; ResNet-18, batch 1024.
 """
@@ -28,7 +29,7 @@ import shiftscope as ss
 
 __all__ = ["NAMES", "Workload", "build"]
 
-NAMES = ("mlp", "gpt", "resnet", "wide", "wide large", "gpt large", "resnet large")
+NAMES = ("mlp", "gpt", "resnet", "tiny", "wide", "wide large", "gpt large", "resnet large")
 
 
 @dataclass
@@ -168,10 +169,16 @@ def _wide(depth: int = 4, width: int = 4096, batch: int = 8192) -> tuple[nn.Modu
     return model, torch.randn(batch, width), torch.randint(10, (batch,))
 
 
+def _tiny() -> tuple[nn.Module, Tensor, Tensor]:
+    layers = [layer for _ in range(50) for layer in (nn.Linear(8, 8), nn.Sigmoid())]
+    return nn.Sequential(*layers), torch.randn(4, 8), torch.randint(8, (4,))
+
+
 _MAKERS: dict[str, Callable[[], tuple[nn.Module, Any, Any]]] = {
     "mlp": _mlp,
     "gpt": _gpt,
     "resnet": _resnet,
+    "tiny": _tiny,
     "wide": _wide,
     "wide large": partial(_wide, 2, 8192, 32768),
     "gpt large": _gpt_large,
