@@ -137,9 +137,14 @@ PyDoc_STRVAR(left_doc,
 "left(attachment, module)\n--\n\n"
 "Note that the innermost module ended; False where more is to be done, and nothing was.");
 
+PyDoc_STRVAR(stale_doc,
+"when_stale(function)\n--\n\n"
+"What is to be called, soon and in the main thread, where a mode is called whose pass has ended.");
+
 static PyMethodDef functions[] = {
     {"entered", (PyCFunction)(void (*)(void))entered, METH_FASTCALL, entered_doc},
     {"left", (PyCFunction)(void (*)(void))left, METH_FASTCALL, left_doc},
+    {"when_stale", when_stale, METH_O, stale_doc},
     {"learn", learn, METH_VARARGS, learn_doc},
     {"know", know, METH_VARARGS, know_doc},
     {NULL, NULL, 0, NULL},

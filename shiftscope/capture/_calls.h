@@ -89,6 +89,7 @@ extern PyType_Spec books_spec, hook_spec, mode_spec;
 extern PyTypeObject *books_type, *hook_type;
 
 PyObject *entered(PyObject *self, PyObject *const *args, Py_ssize_t number);
+PyObject *when_stale(PyObject *self, PyObject *function);
 PyObject *left(PyObject *self, PyObject *const *args, Py_ssize_t number);
 
 #pragma GCC visibility pop

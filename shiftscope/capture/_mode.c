@@ -149,6 +149,34 @@ static PyObject *followed(PyObject *run, const Call *call, PyObject *out)
     return out;
 }
 
+/* -- modes that outlive their pass ----------------------------------------------------------------- */
+
+static PyObject *take_off; /* takes modes off the stack whose forward pass has ended */
+
+PyObject *when_stale(PyObject *self, PyObject *function)
+{
+    (void)self;
+    Py_XSETREF(take_off, Py_NewRef(function));
+    Py_RETURN_NONE;
+}
+
+static int take_off_soon(void *ignored)
+{
+    (void)ignored;
+    PyObject *told = take_off ? PyObject_CallNoArgs(take_off) : NULL;
+    Py_XDECREF(told);
+    return take_off && !told ? -1 : 0;
+}
+
+/* A mode is off the stack while it runs: it cannot take itself off. The interpreter does, soon. */
+static void end_if_stale(PyObject *run)
+{
+    if (!PyList_GET_SIZE(SLOT(run, run_slots, RUN_STACK)))
+        Py_AddPendingCall(take_off_soon, NULL);
+}
+
+/* -- every call ------------------------------------------------------------------------------------ */
+
 PyDoc_STRVAR(function_doc,
 "__torch_function__($self, func, types, args=(), kwargs=None, /)\n--\n\n"
 "One call of a torch function.");
@@ -177,6 +205,7 @@ static PyObject *mode_function(Mode *self, PyObject *const *args, Py_ssize_t num
     if (out)
         out = followed(self->run, &call, out);
     Py_XDECREF(given);
+    end_if_stale(self->run); /* last: Python code that runs before finds the mode off the stack */
     return out;
 }
 

@@ -19,9 +19,10 @@ try:
 except ImportError:  # no compiler where shiftscope was installed
     _calls = None  # type: ignore[assignment]
 
-__all__ = ["CompiledMode", "books_of", "entered", "known_as", "left", "transforms"]
+__all__ = ["CompiledMode", "books_of", "entered", "known_as", "left", "transforms", "when_stale"]
 
 Kind = TypeVar("Kind", bound=type)
+Act = TypeVar("Act", bound=Callable[[], None])
 
 transforms = torch._C._functorch.peek_interpreter_stack
 """The innermost transform of ``torch.func`` (vmap, grad) in force; None without."""
@@ -53,6 +54,13 @@ def known_as(role: str) -> Callable[[Kind], Kind]:
         return kind
 
     return learn
+
+
+def when_stale(function: Act) -> Act:
+    """What compiled code calls, soon, where a mode is called whose forward pass has ended."""
+    if _calls is not None:
+        _calls.when_stale(function)
+    return function
 
 
 def _never(*_: Any) -> bool:

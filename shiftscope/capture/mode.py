@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from shiftscope.capture.calls import CompiledMode, known_as, transforms
+from shiftscope.capture.calls import CompiledMode, known_as, transforms, when_stale
+from shiftscope.capture.hooks import remove_modes
 from shiftscope.capture.sites import Frame
 from shiftscope.capture.trail import Trail
 
-__all__ = ["Handler", "Mode", "PlainMode", "Run", "remember"]
+__all__ = ["Handler", "Mode", "PlainMode", "Run", "remember", "remove_stale"]
 
 Handler = Callable[[Any, Frame, Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -94,6 +96,17 @@ def _compiled() -> type[PlainMode]:
 
 Mode: type[PlainMode] = PlainMode if CompiledMode is None else _compiled()
 """The mode of a forward pass that is recorded: ``Mode(handlers, run)``."""
+
+
+@when_stale
+def remove_stale() -> None:
+    """Take modes off this thread's stack whose forward pass has ended.
+
+    Torch takes a mode off the stack while it runs, and puts it back when it is done: after an
+    interrupt in between only when the traceback is dropped, long after everything was removed.
+    """
+    if torch._C._len_torch_function_stack():
+        remove_modes(lambda mode: isinstance(mode, PlainMode) and not mode.run.stack)
 
 
 def _run_op(

@@ -33,7 +33,7 @@ from shiftscope.capture.hooks import (
     unused_key,
 )
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
-from shiftscope.capture.mode import Handler, Mode, Run, remember
+from shiftscope.capture.mode import Handler, Mode, Run, remember, remove_stale
 from shiftscope.capture.module_kinds import (
     has_fast_path,
     has_sites,
@@ -142,6 +142,7 @@ class Attachment:
         """Remove all hooks and a mode that an interrupt may have left behind; idempotent."""
         try:
             self._unwind(getattr(self._local, "run", None))
+            remove_stale()
         finally:
             self._remove()
 
@@ -236,6 +237,7 @@ class Attachment:
             self._unwind(run)
 
     def _begin(self, run: Run, args: Any, kwargs: Any) -> None:
+        remove_stale()
         # Inside a backward pass a forward is a checkpoint's recomputation: its values were
         # recorded before; only its gradients are new (and only in the reentrant kind).
         run.recomputing = torch._C._current_graph_task_id() != -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import signal
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ import pytest
 import torch
 import torch._dynamo.eval_frame as frames
 from torch import Tensor, nn
+from torch.overrides import _pop_mode_temporarily
 
 import shiftscope as ss
+from shiftscope.capture import calls
 from shiftscope.capture.lean import LeanRecorder
 
 HOOKS = (
@@ -196,3 +199,32 @@ def test_an_interrupt_at_any_moment_leaves_nothing(every: int) -> None:
         assert left(model, optimizer) == []
         torch.set_grad_enabled(True)  # an optimizer's step that is cut short may leave it off
     assert interrupts > 100
+
+
+def test_a_mode_that_torch_puts_back_after_the_end_is_taken_off_again() -> None:
+    """An interrupt while torch holds a mode in its hands: it is put back with the traceback."""
+    depth = torch._C._len_torch_function_stack
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU())
+
+    def interrupted(*_: Any) -> None:
+        held = _pop_mode_temporarily()  # lives as long as the traceback
+        held.__enter__()
+        raise KeyboardInterrupt
+
+    for again in range(2):
+        with contextlib.suppress(KeyboardInterrupt), ss.watch(model, every=1):
+            hook = model[1].register_forward_pre_hook(interrupted)
+            model(torch.randn(3, 12))
+        hook.remove()
+        gc.collect()
+        assert depth() == 1  # put back by torch, when everything had been removed
+        if calls.CompiledMode is not None and not again:
+            torch.zeros(3).add(1)  # it is called once, and then no more
+            depth()
+            assert depth() == 0
+            continue
+        with ss.watch(model, every=1) as probe:  # or until the next forward pass
+            model(torch.randn(3, 12)).sum().backward()
+            probe.step()
+        assert depth() == 0
+        assert probe.trace.last.records["0"].calls == 1
