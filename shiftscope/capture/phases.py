@@ -64,9 +64,13 @@ class Phases:
 
     @property
     def full(self) -> bool:
-        """Whether the window of training has all its steps."""
-        window = self.windows.get("train")
-        return window is not None and window.steps >= self._span
+        """Whether the window of training has all its steps.
+
+        Or another one, where none of training is open: a model may be trained in evaluation mode.
+        """
+        train = self.windows.get("train")
+        open_ones = [*self.windows.values()] if train is None else [train]
+        return any(window.steps >= self._span for window in open_ones)
 
     def set_overflow_apart(self) -> None:
         """A scaler that was updated without a step of its optimizer had found an overflow."""

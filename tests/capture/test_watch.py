@@ -430,3 +430,21 @@ def test_the_functional_calls_of_a_parametrised_weight_are_seen() -> None:
         record = probe.snapshot().records["0"]
     assert record.calls == 3
     assert record.weights is not None
+
+
+def test_a_model_that_is_trained_in_evaluation_mode_has_windows_all_along() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ss.watch(model, optimizer, every=1, window=2) as probe:
+        for step in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(12, 6)).square().mean().backward()
+            optimizer.step()
+            assert len(probe.trace) == (step + 1) // 2
+    assert [(w.first, w.last, w.phase) for w in probe.trace] == [
+        (0, 1, "eval"),
+        (2, 3, "eval"),
+        (4, 4, "eval"),
+    ]
+    assert (probe.trace.last.neurons.query("site == '0'").grad_z_var > 0).all()
