@@ -111,7 +111,8 @@ def no_match(wanted: Sequence[str], names: Iterable[str]) -> tuple[str, str]:
     known = [*names]
     meant = next(filter(None, (_meant(pattern, known) for pattern in wanted)), None)
     guess = "" if meant is None else f"did you mean {meant!r}? "
-    return f"no site matches {list(wanted)}", f"{guess}sites are named like: {some(known)}"
+    names = f"sites are named like: {some(known)}" if known else "leave sites out to keep all"
+    return f"no site matches {list(wanted)}", f"{guess}{names}"
 
 
 def some(names: Iterable[str]) -> str:

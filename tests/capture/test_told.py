@@ -209,3 +209,8 @@ def test_a_trace_without_windows_says_what_could_not_be_measured() -> None:
 def test_where_nothing_was_run_the_message_says_so() -> None:
     with pytest.raises(ss.MeasureError, match="no step of phase 'train' was recorded"):
         watched(mlp(), lambda net, x: x)
+
+
+def test_a_pattern_that_names_nothing_in_a_single_layer_gives_no_empty_list() -> None:
+    with pytest.warns(UserWarning, match="no site matches .*; leave sites out to keep all"):
+        ss.watch(nn.Linear(3, 3), every=1, sites="fc*").detach()
