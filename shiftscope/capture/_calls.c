@@ -127,6 +127,13 @@ static PyObject *know(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+int is_transformed(void)
+{
+    PyObject *found = PyObject_CallNoArgs(known.transforms);
+    Py_XDECREF(found); /* compared with None only */
+    return found ? found != Py_None : -1;
+}
+
 /* -- the module ------------------------------------------------------------------------------------ */
 
 PyDoc_STRVAR(entered_doc,

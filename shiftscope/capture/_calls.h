@@ -42,6 +42,9 @@ typedef struct {
 
 extern Torch known;
 
+/* Whether a transform of torch.func (vmap, grad) is in force; -1 with an exception. */
+int is_transformed(void);
+
 extern PyObject *word_books, *word_called, *word_called_hooked, *word_detail, *word_dtype,
     *word_due, *word_arrived, *word_epoch, *word_follow, *word_grad_fn, *word_handle, *word_hook,
     *word_image, *word_is_leaf, *word_is_nested, *word_itself, *word_layout, *word_local,
@@ -88,8 +91,10 @@ PyObject *run_plain(const Call *call, int linear);
 extern PyType_Spec books_spec, hook_spec, mode_spec;
 extern PyTypeObject *books_type, *hook_type;
 
-PyObject *entered(PyObject *self, PyObject *const *args, Py_ssize_t number);
+/* -- functions of the module (_mode.c, _modules.c) ------------------------------------------------- */
+
 PyObject *when_stale(PyObject *self, PyObject *function);
+PyObject *entered(PyObject *self, PyObject *const *args, Py_ssize_t number);
 PyObject *left(PyObject *self, PyObject *const *args, Py_ssize_t number);
 
 #pragma GCC visibility pop

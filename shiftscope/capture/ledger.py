@@ -10,7 +10,6 @@ torch's kernels (:mod:`shiftscope.capture.kernel_reader`).
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -30,7 +29,8 @@ from shiftscope.capture.kernel_reader import KernelReader
 from shiftscope.capture.kinds import by_kind, mixed
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import Image, MeanImages
-from shiftscope.capture.readings import IMAGE, OTHER, ROWS, Reading
+from shiftscope.capture.readings import OTHER, Reading
+from shiftscope.capture.recent import Recent, Seen
 from shiftscope.capture.recorder import Recorder, Settings
 from shiftscope.capture.sampling import Sampler
 from shiftscope.capture.site_state import SiteState
@@ -46,18 +46,10 @@ Found = Any
 by torch's kernels, or exact Moments."""
 
 _FIRST = itemgetter(0)
-_RECENT = 4
 _MANY = 2**23
 """Columns of unmerged readings that are merged before the step has ended."""
 _SAMPLED = 2**26
 """Bytes of sampled rows that are put together before the step has ended."""
-
-
-class _Local(threading.local):
-    """What one thread read last."""
-
-    def __init__(self) -> None:
-        self.recent: list[tuple[Any, tuple[int, int], Any, Found, int]] = []
 
 
 class Ledger(Recorder):
@@ -89,7 +81,7 @@ class Ledger(Recorder):
         self._images: list[Image] = []
         self._sampler = Sampler(settings)
         self._mean_images = MeanImages()
-        self._local, self._turn = _Local(), 0
+        self._recent, self._turn = Recent(), 0
         self._compiled = CompiledReader() if built() else None
         self._looks = [] if self._compiled is None else [self._compiled.look]
         self._devices, self._kernels = DeviceReaders(self._looks), KernelReader()
@@ -141,27 +133,12 @@ class Ledger(Recorder):
             return None
         if tensor.is_inference():
             return self._fresh(slot, tensor, kind, dim)
-        anchor, version = tensor._base, (self._turn, tensor._version)
-        place: Any = kind
-        if anchor is None:
-            anchor = tensor
-        else:
-            # Views of one base are distinct objects that may hold the same rows.
-            width = tensor.shape[-1 if kind == ROWS else (1 if kind == IMAGE else dim)]
-            dense = tensor.is_contiguous()
-            rows = tensor.shape[0] if kind == IMAGE else 0
-            place = (kind, width, rows, tensor.storage_offset(), tensor.numel())
-            place += () if dense else (tensor.shape, tensor.stride())
-        recent = self._local.recent
-        for entry in reversed(recent):
-            if entry[0]() is anchor and entry[1] == version and entry[2] == place:
-                found: Found = entry[3]
-                return found
-        made = self._fresh(slot, tensor, kind, dim)
-        recent.append((weakref.ref(anchor), version, place, made, slot))
-        if len(recent) > _RECENT:
-            del recent[0]
-        return made
+        seen = Seen.of(tensor, kind, dim, self._turn)
+        found: Found | None = self._recent.find(seen)
+        if found is None:
+            found = self._fresh(slot, tensor, kind, dim)
+            self._recent.keep(seen, found, slot)
+        return found
 
     def write(self, slot: int, reading: Found | None) -> None:
         """Keep a reading for the end of the step."""
@@ -204,7 +181,7 @@ class Ledger(Recorder):
         """The slot that a tensor was first read for."""
         if type(reading) in (Columns, Parts):
             return [reading.slot]
-        return [slot for *_, known, slot in self._local.recent if known is reading]
+        return self._recent.slots(reading)
 
     def _fresh(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Found:
         image, found = self._imaged[slot], None

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.capture.activation_ops import ACTIVATION_OPS, parse_activation
+from shiftscope.capture.activation_plans import ActivationPlan
 from shiftscope.capture.backward import hook_activation, hook_linear
 from shiftscope.capture.calls import transforms
 from shiftscope.capture.fused import FUSED_OPS
@@ -33,6 +34,7 @@ from shiftscope.capture.hooks import (
     unused_key,
 )
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
+from shiftscope.capture.linear_plans import LinearPlan
 from shiftscope.capture.mode import Handler, Mode, Run, remember, remove_stale
 from shiftscope.capture.module_kinds import (
     has_fast_path,
@@ -41,7 +43,7 @@ from shiftscope.capture.module_kinds import (
     takes_fast_path,
 )
 from shiftscope.capture.neuron_dims import neurons_lie
-from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
+from shiftscope.capture.plans import Call
 from shiftscope.capture.recorder import Recorder
 from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.sites import Frame, Names
