@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shiftscope.capture import device_reader, ledger
+from shiftscope.capture import device_reader, readers
 from shiftscope.tally import Tally, transfer
 from shiftscope.tally.native import built
 
@@ -97,7 +97,7 @@ def read_by(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if chosen == "triton":
         interpret_triton()
         monkeypatch.setattr(device_reader, "usable", lambda device: True)
-    monkeypatch.setattr(ledger, "built", lambda: chosen == "compiled")
+    monkeypatch.setattr(readers, "built", lambda: chosen == "compiled")
 
 
 def as_if_on_a_device(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.blocks import Block
-from shiftscope.capture.ledger import Found, Ledger, together
+from shiftscope.capture.ledger import Ledger, together
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import rows_input, rows_inputs
+from shiftscope.capture.readers import Found
 from shiftscope.capture.readings import kind_of
 from shiftscope.capture.recorder import Settings
 from shiftscope.capture.sampling import PICTURE_ROWS
@@ -123,7 +124,7 @@ class LeanRecorder(Ledger):
     def _so_far(self) -> dict[int, Moments]:
         """Moments of the steps so far where they lie; accumulators stay open."""
         known = dict(self._totals)
-        for totals in self._opened():
+        for totals in self.readers.opened():
             for slot, moments in totals.moments(totals.columns):
                 _join(known, slot, moments)
         return known

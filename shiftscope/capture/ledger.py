@@ -2,18 +2,15 @@
 
 Each tensor is read once; a tensor that two sites share is read for both. At the end of a step all
 readings are merged at once into float64 accumulators; until then they can be thrown away, which is
-how a step whose scaled gradients overflowed is set apart. Tensors on the CPU are read by compiled
-code (:mod:`shiftscope.capture.compiled_reader`), those on a GPU by Triton kernels
-(:mod:`shiftscope.capture.device_reader`); all others, and all where these are not to be had, by
-torch's kernels (:mod:`shiftscope.capture.kernel_reader`).
+how a step whose scaled gradients overflowed is set apart. How tensors are read is the business of
+the readers (:mod:`shiftscope.capture.readers`).
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -22,28 +19,21 @@ from torch import Tensor
 
 from shiftscope.capture.blocks import Block
 from shiftscope.capture.calls import books_of
-from shiftscope.capture.compiled_reader import Columns, CompiledReader
-from shiftscope.capture.device_reader import DeviceReaders, Parts
+from shiftscope.capture.device_reader import Parts
 from shiftscope.capture.events import Event, count
-from shiftscope.capture.kernel_reader import KernelReader
 from shiftscope.capture.kinds import by_kind, mixed
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import Image, MeanImages
-from shiftscope.capture.readings import OTHER, Reading
-from shiftscope.capture.recent import Recent, Seen
+from shiftscope.capture.readers import Found, Readers
+from shiftscope.capture.readings import Reading
 from shiftscope.capture.recorder import Recorder, Settings
 from shiftscope.capture.sampling import Sampler
 from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.totals import Totals
 from shiftscope.tally import Moments
-from shiftscope.tally.native import built
 from shiftscope.tally.steps import all_within
 
-__all__ = ["Found", "Ledger", "together"]
-
-Found = Any
-"""What reading a tensor gives: Columns of the compiled reader, Parts of the one on a GPU, a Reading
-by torch's kernels, or exact Moments."""
+__all__ = ["Ledger", "together"]
 
 _FIRST = itemgetter(0)
 _MANY = 2**23
@@ -68,7 +58,6 @@ class Ledger(Recorder):
         self.slots: list[tuple[SiteState, str]] = []
         self._numbers: dict[tuple[str, str], int] = {}
         self._gradient: list[bool] = []
-        self._imaged: list[bool] = []
         self._alone: set[int] = set()
         self._every: dict[int, int] = {}
         self._seen: set[int] = set()
@@ -81,11 +70,9 @@ class Ledger(Recorder):
         self._images: list[Image] = []
         self._sampler = Sampler(settings)
         self._mean_images = MeanImages()
-        self._recent, self._turn = Recent(), 0
-        self._compiled = CompiledReader() if built() else None
-        self._looks = [] if self._compiled is None else [self._compiled.look]
-        self._devices, self._kernels = DeviceReaders(self._looks), KernelReader()
-        self.books = books_of(self._pending, self._events, self._looks, self._imaged)
+        self.readers = Readers()
+        self.books = books_of(self._pending, self._events, self.readers.looks, self.readers.imaged)
+        self.look, self.otherwise = self.readers.look, self.readers.otherwise
         self.itself: Callable[[], Any] = weakref.ref(self)
 
     # -- during a step --------------------------------------------------------------------------
@@ -99,7 +86,7 @@ class Ledger(Recorder):
                 number = self._numbers[key] = len(self.slots)
                 self.slots.append((state, name))
                 self._gradient.append(name.startswith("grad"))
-                self._imaged.append(False)
+                self.readers.imaged.append(False)
                 if name == "grad_z_alone":
                     self._alone.add(number)
             return number
@@ -107,38 +94,6 @@ class Ledger(Recorder):
     def tell(self, state: SiteState, name: str) -> None:
         """Count something at the end of the step; safe from any thread."""
         self._events.append((state, name, None))
-
-    def look(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Found | None:
-        """Read a tensor, unless this thread just did; None for a tensor without rows.
-
-        Args:
-            slot: Where the reading will be written.
-            tensor: What to read.
-            kind: How its neurons lie.
-            dim: Their dimension, where that is neither the last one nor the second.
-        """
-        if kind != OTHER:
-            try:
-                for look in self._looks:
-                    known: Found | None = look(tensor, slot, kind, self._imaged[slot])
-                    if known is not None:
-                        return known
-            except torch.OutOfMemoryError:
-                pass  # torch's kernels may need less
-        return self.otherwise(slot, tensor, kind, dim)
-
-    def otherwise(self, slot: int, tensor: Tensor, kind: int, dim: int = -1) -> Found | None:
-        """The same, of a tensor that no reader knows at once."""
-        if not tensor.numel():
-            return None
-        if tensor.is_inference():
-            return self._fresh(slot, tensor, kind, dim)
-        seen = Seen.of(tensor, kind, dim, self._turn)
-        found: Found | None = self._recent.find(seen)
-        if found is None:
-            found = self._fresh(slot, tensor, kind, dim)
-            self._recent.keep(seen, found, slot)
-        return found
 
     def write(self, slot: int, reading: Found | None) -> None:
         """Keep a reading for the end of the step."""
@@ -172,28 +127,9 @@ class Ledger(Recorder):
                 mean = mean.double() / reading.gain
         else:
             mean = batch.mean(dim=0, dtype=torch.float64)
-            for slot in self._read_for(reading):
-                self._imaged[slot] = True  # ask for the image together with the rest next time
+            self.readers.want_image(reading)
         finite = type(reading) is Parts and getattr(reading, "image", None) is not None
         self._images.append((state, op, mean.reshape(batch.shape[1:]), batch.shape[0], finite))
-
-    def _read_for(self, reading: Found) -> list[int]:
-        """The slot that a tensor was first read for."""
-        if type(reading) in (Columns, Parts):
-            return [reading.slot]
-        return self._recent.slots(reading)
-
-    def _fresh(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Found:
-        image, found = self._imaged[slot], None
-        if kind == OTHER:
-            pass
-        elif self._compiled is not None and tensor.is_cpu:
-            found = self._compiled.read_copy(tensor, slot, kind, image)
-        else:
-            found = self._devices.read(tensor, slot, kind, image)
-        return (
-            self._kernels.read(slot, tensor.detach(), kind, dim, image) if found is None else found
-        )
 
     # -- the end of a step ----------------------------------------------------------------------
 
@@ -219,7 +155,7 @@ class Ledger(Recorder):
         for slot, moments in self._exact(kinds[Moments], inverse).items():
             add(slot, moments)
         if in_pieces:
-            self._add_all(self._closed(), self._add_piece)
+            self._add_all(self.readers.close(), self._add_piece)
         if ended:
             for slot, moments in self._pieces.items():
                 self._add_total(slot, moments)
@@ -260,13 +196,7 @@ class Ledger(Recorder):
 
     def _merge(self, kinds: dict[Any, list[Any]], inverse: Tensor | None) -> None:
         """Give each reader what it read."""
-        closed: list[Iterator[Totals | Block]] = [
-            self._devices.merge(kinds[Parts], self._gradient, inverse, self.step),
-            self._kernels.merge(kinds[Reading], self._gradient, inverse, self.step),
-        ]
-        if self._compiled is not None:
-            closed.append(self._compiled.merge(kinds[Columns], self._gradient, inverse, self.step))
-        found = [*chain.from_iterable(closed)]
+        found = self.readers.merge(kinds, self._gradient, inverse, self.step)
         if found:
             self._add_all(found, self._add_total)
 
@@ -284,27 +214,15 @@ class Ledger(Recorder):
         """Keep a piece of the running step: of a long one that was emptied before its end."""
         self._pieces[slot] = _merged(self._pieces.get(slot), moments)
 
-    def _closed(self) -> list[Totals | Block]:
-        """The accumulators of all steps so far; the readers begin new ones."""
-        compiled = [] if self._compiled is None else self._compiled.close()
-        return [*compiled, *self._devices.close(), *self._kernels.close()]
-
-    def _opened(self) -> list[Totals | Block]:
-        """The accumulators of all steps so far, which go on."""
-        compiled = [] if self._compiled is None else self._compiled.opened()
-        return [*compiled, *self._devices.opened(), *self._kernels.opened()]
-
     def _fold(self) -> None:
         """Move what was merged so far into the totals of the window; waits for the device."""
-        self._add_all(self._closed(), self._add_total)
+        self._add_all(self.readers.close(), self._add_total)
 
     def discard(self) -> None:
         """Throw away what was read since the last flush."""
         self._withdraw()
         self._pieces.clear()
-        if self._compiled is not None:
-            self._compiled.clear()
-        self._devices.clear()
+        self.readers.clear()
         self._sampler.drop()
         self.epoch += 1
 
@@ -316,8 +234,7 @@ class Ledger(Recorder):
         if len(self._pending) <= 4096:
             return False
         waiting = sum(len(r.mean) for _, r in self._pending if isinstance(r, Reading))
-        waiting += 0 if self._compiled is None else self._compiled.used
-        return waiting + self._devices.used > _MANY
+        return waiting + self.readers.used > _MANY
 
     def _withdraw(self) -> tuple[list[Any], list[Event], list[Any]]:
         taken: list[Any] = []
@@ -327,7 +244,7 @@ class Ledger(Recorder):
             number = len(items)
             taken.append(items[:number])
             del items[:number]
-        self._turn += 1  # what any thread read last has lost its place
+        self.readers.turn()
         return taken[0], taken[1], taken[2]
 
     def _add_all(

@@ -367,7 +367,7 @@ def test_structures_that_alternate_stay_open(reader: str) -> None:
             model(x, ("one", "other")[number % 2]).sum().backward()
             probe.step()
         recorder = probe._phases.recorders["train"]
-        paged = recorder._compiled or next(iter(recorder._devices._readers.values()))
+        paged = recorder.readers.compiled or next(iter(recorder.readers.devices._readers.values()))
         assert 2 <= len(paged._open) <= 4  # the first step of each is parsed in another order
     records = probe.trace.last.records
     z = torch.stack([body(x) for x in batches]).double().flatten(0, 1)
@@ -491,4 +491,4 @@ def test_a_step_for_which_memory_runs_out_is_left_out(
     moments = recorder.records()["x"].streams["z"].moments
     assert moments.count.tolist() == [6] * 3  # of the second step, through Triton again
     torch.testing.assert_close(moments.mean, (x + 1).double().mean(0))
-    assert not recorder._devices._failed
+    assert not recorder.readers.devices._failed

@@ -144,7 +144,7 @@ def test_compiled_and_plain_ends_of_steps_agree_to_the_bit(
 @pytest.mark.skipif(not native.built(), reason="the compiled part was not built")
 def test_a_step_like_the_last_one_begins_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     window, draw = Window(), random.Random(0)
-    reader: Any = window.recorder._compiled
+    reader: Any = window.recorder.readers.compiled
     begun: list[Any] = []
     begin = reader._begin
     monkeypatch.setattr(reader, "_begin", lambda *step: begun.append(step) or begin(*step))
