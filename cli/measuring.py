@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import shiftscope
+from shiftscope.capture.bare_weights import weights_only
 from shiftscope.capture.trial import NoLossError
-from shiftscope.capture.weights import weights_only
 from shiftscope.errors import UsageError
 from shiftscope.io import (
     Checkpoint,

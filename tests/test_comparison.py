@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import shiftscope as ss
-from shiftscope.capture.weights import weights_only
+from shiftscope.capture.bare_weights import weights_only
 from shiftscope.comparison import QUANTITIES
 from shiftscope.errors import UsageError
 from shiftscope.files import strict_json

@@ -18,7 +18,7 @@ from support import shared_path
 from torch import Tensor, nn
 
 import shiftscope as ss
-from shiftscope.capture.weights import weights_only
+from shiftscope.capture.bare_weights import weights_only
 from shiftscope.findings import CAUSES, Evidence, Finding, Thresholds, diagnose, verdict
 from shiftscope.findings.finding import percent
 from shiftscope.findings.learning import initial_spread

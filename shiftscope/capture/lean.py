@@ -13,11 +13,12 @@ from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.linear_ops import LinearOp
+from shiftscope.capture.mean_inputs import MeanInput
 from shiftscope.capture.readers import Found
 from shiftscope.capture.readings import kind_of
 from shiftscope.capture.sampling import PICTURE_ROWS
 from shiftscope.capture.site_state import SiteState, keep_weight
-from shiftscope.capture.weights import MeanInput, OpenFacts
+from shiftscope.capture.weights import OpenFacts
 from shiftscope.capture.window_ledger import WindowLedger
 from shiftscope.record import SiteInfo
 

@@ -23,7 +23,7 @@ from shiftscope.capture.device_reader import Parts
 from shiftscope.capture.events import Event, count
 from shiftscope.capture.kinds import by_kind, mixed
 from shiftscope.capture.linear_ops import LinearOp
-from shiftscope.capture.mean_inputs import Image, MeanImages
+from shiftscope.capture.mean_images import Image, MeanImages
 from shiftscope.capture.readers import Found, Readers
 from shiftscope.capture.readings import Reading
 from shiftscope.capture.recorder import Recorder, Settings

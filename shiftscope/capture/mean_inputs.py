@@ -1,24 +1,76 @@
-"""Mean inputs of a window, from what was read anyway."""
+"""Mean inputs of linear ops, from which their shifts are predicted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from torch import Tensor
 
 from shiftscope.capture.linear_ops import LinearOp
-from shiftscope.capture.site_state import SiteState
-from shiftscope.capture.weights import MeanInput
+from shiftscope.geometry import PatchMap
+from shiftscope.record import Stream
 from shiftscope.tally import Moments
 from shiftscope.tally.transfer import to_devices
 
-__all__ = ["Image", "MeanImages", "rows_input", "rows_inputs"]
+__all__ = ["MeanInput", "rows_input", "rows_inputs"]
 
-Image = tuple[SiteState, LinearOp, Tensor, int, bool]
-"""A site, its op, the mean image of a batch, its samples, and whether it is known to be finite."""
+_CHUNK = 2**22
+
+
+@dataclass(frozen=True)
+class MeanInput:
+    """Mean input of a linear op, unrolled into patches for a convolution.
+
+    Attributes:
+        total: Sum over rows of the (unrolled) input, ``[groups, fan_in]`` in float64.
+        rows: Rows behind it, a scalar tensor on the same device; samples for a convolution.
+        spread: For convolutions the last :class:`PatchMap`, for the border-aware xi.
+        moments: Moments of the products, for bilinear maps.
+    """
+
+    total: Tensor
+    rows: Tensor
+    spread: PatchMap | None = None
+    moments: Stream | None = None
+
+    @classmethod
+    def of(cls, op: LinearOp, inputs: Tensor) -> MeanInput:
+        """Mean input of one call.
+
+        Args:
+            op: The parsed call.
+            inputs: Its input, ``[..., inputs]``, or channels in dimension ``op.x_dim``.
+        """
+        x = inputs.detach()
+        if op.x2 is not None:
+            return _of_products(x, op.x2.detach())
+        if op.patches is None:
+            features = x.movedim(op.x_dim, -1) if op.arrange_x is None else x
+            return cls(*_finite_sum(features.reshape(-1, features.shape[-1]), op.groups))
+        batch = x if op.batched else x.unsqueeze(0)
+        spread = op.patches(tuple(int(n) for n in batch.shape[2:]))
+        total, rows = _finite_sum(batch.flatten(1), 1)
+        positions = 1
+        for size in spread.output_size:
+            positions *= size
+        # The patch mean is linear in the image: unroll the summed image, not every sample.
+        image = total.reshape(batch.shape[1:])
+        return cls(spread.patch_mean(image) * positions, rows * positions, spread)
+
+    def merge(self, other: MeanInput | None) -> MeanInput:
+        """Add another call's rows."""
+        if other is None:
+            return self
+        return MeanInput(
+            self.total + other.total, self.rows + other.rows, self.spread, self.moments
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean input ``[groups, fan_in]``; NaN without rows."""
+        return self.total / self.rows
 
 
 def rows_input(op: LinearOp, moments: Moments) -> MeanInput:
@@ -36,80 +88,27 @@ def rows_inputs(found: Sequence[tuple[LinearOp, Moments]]) -> list[MeanInput]:
     return [MeanInput(*own) for own in zip(moved[::2], moved[1::2], strict=True)]
 
 
-@dataclass
-class _Sum:
-    state: SiteState
-    op: LinearOp
-    total: Tensor
-    samples: Tensor | float
+def _finite_sum(rows: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Sum of the rows that are finite throughout, in float64 and bounded memory."""
+    width = rows.shape[1]
+    total = torch.zeros(width, dtype=torch.float64, device=rows.device)
+    count = torch.zeros((), dtype=torch.float64, device=rows.device)
+    for part in rows.split(max(1, _CHUNK // max(1, width))):
+        values = part.double()
+        sound = torch.isfinite(values).all(dim=1, keepdim=True)
+        total = total + torch.where(sound, values, 0.0).sum(dim=0)
+        count = count + sound.sum()
+    return total.reshape(groups, -1), count
 
 
-class MeanImages:
-    """Sums of input images of convolutions, one for each site and image size."""
-
-    def __init__(self) -> None:
-        self._sums: dict[tuple[str, tuple[int, ...]], _Sum] = {}
-
-    def add(self, images: Sequence[Image]) -> None:
-        """Add the mean images of the batches of one step."""
-        sound: dict[tuple[int, torch.device, int], tuple[list[Tensor], list[Tensor]]] = {}
-        times: dict[int, int] = {}
-        for state, op, mean, samples, finite in images:
-            if not finite:
-                self._add_doubtful(state, op, mean.double(), samples)
-                continue
-            entry = self._entry(state, op, mean)
-            entry.samples = entry.samples + samples
-            # On a GPU the entries of one list are added at once: a total may stand there once.
-            turn = times[id(entry)] = times.get(id(entry), 0) + 1
-            totals, means = sound.setdefault((samples, mean.device, turn), ([], []))
-            totals.append(entry.total)
-            means.append(mean)
-        for (samples, *_), (totals, means) in sound.items():
-            torch._foreach_add_(totals, means, alpha=samples)  # a launch or two for all sites
-
-    def _entry(self, state: SiteState, op: LinearOp, mean: Tensor) -> _Sum:
-        key = (state.info.site, tuple(mean.shape))
-        known = self._sums.get(key)
-        if known is None:
-            known = self._sums[key] = _Sum(state, op, torch.zeros_like(mean), 0.0)
-        return known
-
-    def _add_doubtful(self, state: SiteState, op: LinearOp, mean: Tensor, samples: int) -> None:
-        """One that is not finite throughout is left out."""
-        entry = self._entry(state, op, mean)
-        if mean.is_cpu:
-            if isfinite(mean.sum().item()):
-                entry.total.add_(mean, alpha=samples)
-                entry.samples = entry.samples + samples
-            return
-        finite = torch.isfinite(mean.sum())  # a device is not waited for
-        entry.total.add_(torch.where(finite, mean, 0.0), alpha=samples)
-        entry.samples = entry.samples + finite * float(samples)
-
-    def hand_out(self) -> None:
-        """Give every site its mean input, unrolled into patches."""
-        for entry in self._sums.values():
-            entry.state.mean_input = None
-        for (_, shape), entry in self._sums.items():
-            if entry.op.patches is None:
-                continue
-            spread = entry.op.patches(tuple(shape[1:]))
-            positions = 1
-            for size in spread.output_size:
-                positions *= size
-            total = spread.patch_mean(entry.total) * positions
-            rows = _on_device(entry.samples, total)
-            made = MeanInput(total, rows * positions, spread)
-            entry.state.mean_input = made.merge(entry.state.mean_input)
-
-    def clear(self) -> None:
-        """Begin a new window."""
-        self._sums.clear()
-
-
-def _on_device(samples: Tensor | float, total: Tensor) -> Tensor:
-    """A number in float64 where the total lies, without a copy that would wait for the device."""
-    if isinstance(samples, Tensor):
-        return samples.double()
-    return total.new_full((), samples, dtype=torch.float64)
+def _of_products(x1: Tensor, x2: Tensor) -> MeanInput:
+    left, right = x1.reshape(-1, x1.shape[-1]), x2.reshape(-1, x2.shape[-1])
+    width = left.shape[1] * right.shape[1]
+    moments = Moments.empty(width, left.device)
+    total = torch.zeros(width, dtype=torch.float64, device=left.device)
+    for one, two in zip(*(t.split(max(1, _CHUNK // width)) for t in (left, right)), strict=True):
+        products = (one.double().unsqueeze(2) * two.double().unsqueeze(1)).flatten(1)
+        moments = moments.merge(Moments.of(products))
+        total = total + products.sum(dim=0)
+    rows = torch.full((), float(len(left)), dtype=torch.float64, device=left.device)
+    return MeanInput(total.reshape(1, -1), rows, None, Stream(moments))

@@ -18,17 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.capture.activation_ops import ActivationOp
-from shiftscope.capture.carry import (
-    MIXED,
-    NEURONS,
-    POSITIONS,
-    Marks,
-    Shape,
-    Step,
-    carry,
-    plain,
-    source,
-)
+from shiftscope.capture.carry import carry, source
+from shiftscope.capture.marks import MIXED, NEURONS, POSITIONS, Marks, Shape, Step, plain
 
 __all__ = ["Lies", "Takers", "marks_above", "neurons_lie"]
 

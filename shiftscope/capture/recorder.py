@@ -17,10 +17,10 @@ from torch import Tensor
 
 from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.linear_ops import LinearOp
+from shiftscope.capture.mean_inputs import MeanInput
 from shiftscope.capture.site_state import SiteState, keep_weight, note_changes
 from shiftscope.capture.streams import kept_streams
 from shiftscope.capture.weights import (
-    MeanInput,
     OpenFacts,
     close_facts,
     input_power,

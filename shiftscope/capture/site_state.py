@@ -9,8 +9,9 @@ from torch import Tensor
 
 from shiftscope.capture.events import Counters
 from shiftscope.capture.linear_ops import LinearOp
+from shiftscope.capture.mean_inputs import MeanInput
 from shiftscope.capture.neuron_dims import Lies
-from shiftscope.capture.weights import MeanInput, OpenFacts
+from shiftscope.capture.weights import OpenFacts
 from shiftscope.record import SiteInfo, Stream
 
 __all__ = ["SiteState", "keep_weight", "note_changes"]

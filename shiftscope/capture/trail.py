@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.capture.calls import known_as
-from shiftscope.capture.carry import NEURONS, POSITIONS, Marks, Step, carry, keeps, plain, source
+from shiftscope.capture.carry import carry, keeps, source
+from shiftscope.capture.marks import NEURONS, POSITIONS, Marks, Step, plain
 from shiftscope.capture.neuron_dims import marks_above
 
 __all__ = ["Trail"]

@@ -12,21 +12,18 @@ from torch import Tensor
 
 from shiftscope import geometry
 from shiftscope.capture.linear_ops import LinearOp
-from shiftscope.geometry import PatchMap
-from shiftscope.record import SiteInfo, SiteRecord, Stream, WeightFacts
-from shiftscope.snapshot import Snapshot
+from shiftscope.capture.mean_inputs import MeanInput
+from shiftscope.record import WeightFacts
 from shiftscope.tally import Moments
 from shiftscope.tally.transfer import groups_to_host
 
 __all__ = [
-    "MeanInput",
     "OpenFacts",
     "close_facts",
     "input_power",
     "is_readable",
     "rounding_scale",
     "weight_facts",
-    "weights_only",
 ]
 
 _CHUNK = 2**22
@@ -34,60 +31,6 @@ _SUM_ROUNDING = 4.0
 """Rounding of a sum of products, in units of one rounding of its terms, at the threshold of
 ``Moments.below_resolution``: collapsed float32 layers measure a noise of 1 to 2 eps·sqrt(sum w²a²),
 so that a variance that is not flagged is within a few per cent of the exact one."""
-
-
-@dataclass(frozen=True)
-class MeanInput:
-    """Mean input of a linear op, unrolled into patches for a convolution.
-
-    Attributes:
-        total: Sum over rows of the (unrolled) input, ``[groups, fan_in]`` in float64.
-        rows: Rows behind it, a scalar tensor on the same device; samples for a convolution.
-        spread: For convolutions the last :class:`PatchMap`, for the border-aware xi.
-        moments: Moments of the products, for bilinear maps.
-    """
-
-    total: Tensor
-    rows: Tensor
-    spread: PatchMap | None = None
-    moments: Stream | None = None
-
-    @classmethod
-    def of(cls, op: LinearOp, inputs: Tensor) -> MeanInput:
-        """Mean input of one call.
-
-        Args:
-            op: The parsed call.
-            inputs: Its input, ``[..., inputs]``, or channels in dimension ``op.x_dim``.
-        """
-        x = inputs.detach()
-        if op.x2 is not None:
-            return _of_products(x, op.x2.detach())
-        if op.patches is None:
-            features = x.movedim(op.x_dim, -1) if op.arrange_x is None else x
-            return cls(*_finite_sum(features.reshape(-1, features.shape[-1]), op.groups))
-        batch = x if op.batched else x.unsqueeze(0)
-        spread = op.patches(tuple(int(n) for n in batch.shape[2:]))
-        total, rows = _finite_sum(batch.flatten(1), 1)
-        positions = 1
-        for size in spread.output_size:
-            positions *= size
-        # The patch mean is linear in the image: unroll the summed image, not every sample.
-        image = total.reshape(batch.shape[1:])
-        return cls(spread.patch_mean(image) * positions, rows * positions, spread)
-
-    def merge(self, other: MeanInput | None) -> MeanInput:
-        """Add another call's rows."""
-        if other is None:
-            return self
-        return MeanInput(
-            self.total + other.total, self.rows + other.rows, self.spread, self.moments
-        )
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean input ``[groups, fan_in]``; NaN without rows."""
-        return self.total / self.rows
 
 
 def is_readable(weight: Tensor) -> bool:
@@ -225,86 +168,6 @@ def weight_facts(op: LinearOp, mean_input: MeanInput | None, rows: int) -> Weigh
     """Everything the report says of the weights of one site (see :meth:`OpenFacts.of`)."""
     found = OpenFacts.of(op, mean_input, rows)
     return None if found is None else close_facts({"": found})[""]
-
-
-def weights_only(
-    state: Mapping[str, Tensor], manifest: Mapping[str, object] | None = None
-) -> Snapshot:
-    """What weights alone can tell: norms, angles to 1, eta, xi, the LCW residual.
-
-    Args:
-        state: A state dict; matrices named ``*weight`` become linear sites.
-        manifest: What to say of its origin.
-
-    Returns:
-        A snapshot without streams; everything that needs data is NaN.
-    """
-    records: dict[str, SiteRecord] = {}
-    gaps = []
-    for key, tensor in state.items():
-        path, _, name = key.rpartition(".")
-        if (
-            not (name or key).endswith("weight")
-            or tensor.dim() < 2
-            or not tensor.is_floating_point()
-        ):
-            continue
-        op = _bare_op(tensor, state.get(f"{path}.bias" if path else "bias"))
-        facts = weight_facts(op, None, 0)
-        if facts is None:
-            gaps.append((key, "its weights cannot be read"))
-            continue
-        info = SiteInfo(
-            path or key, "linear", op.op, path, *facts_shape(facts, op), order=len(records)
-        )
-        note = "weights only: no data were run"
-        records[info.site] = SiteRecord(info, weights=facts, notes=(note,))
-    seen = sum(
-        state[f"{r.info.module}.weight" if r.info.module else "weight"].numel()
-        for r in records.values()
-    )
-    total = sum(t.numel() for t in state.values() if t.dim() >= 2 and t.is_floating_point())
-    coverage = {"parameters": {"seen": seen, "total": total}}
-    return Snapshot(records, tuple(gaps), dict(manifest or {}) | {"weights_only": True}, coverage)
-
-
-def facts_shape(facts: WeightFacts, op: LinearOp) -> tuple[int, int]:
-    """Neurons and fan-in of a weight."""
-    return len(facts.norm2), op.weight.numel() // max(1, len(facts.norm2))
-
-
-def _bare_op(weight: Tensor, bias: Tensor | None) -> LinearOp:
-    name = "linear" if weight.dim() == 2 else f"conv{min(weight.dim() - 2, 3)}d"
-    fits = bias is not None and bias.shape == weight.shape[:1]
-    return LinearOp(
-        name, weight[:0], weight, bias if fits else None, -1, -1, lambda w: w.flatten(1)
-    )
-
-
-def _finite_sum(rows: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Sum of the rows that are finite throughout, in float64 and bounded memory."""
-    width = rows.shape[1]
-    total = torch.zeros(width, dtype=torch.float64, device=rows.device)
-    count = torch.zeros((), dtype=torch.float64, device=rows.device)
-    for part in rows.split(max(1, _CHUNK // max(1, width))):
-        values = part.double()
-        sound = torch.isfinite(values).all(dim=1, keepdim=True)
-        total = total + torch.where(sound, values, 0.0).sum(dim=0)
-        count = count + sound.sum()
-    return total.reshape(groups, -1), count
-
-
-def _of_products(x1: Tensor, x2: Tensor) -> MeanInput:
-    left, right = x1.reshape(-1, x1.shape[-1]), x2.reshape(-1, x2.shape[-1])
-    width = left.shape[1] * right.shape[1]
-    moments = Moments.empty(width, left.device)
-    total = torch.zeros(width, dtype=torch.float64, device=left.device)
-    for one, two in zip(*(t.split(max(1, _CHUNK // width)) for t in (left, right)), strict=True):
-        products = (one.double().unsqueeze(2) * two.double().unsqueeze(1)).flatten(1)
-        moments = moments.merge(Moments.of(products))
-        total = total + products.sum(dim=0)
-    rows = torch.full((), float(len(left)), dtype=torch.float64, device=left.device)
-    return MeanInput(total.reshape(1, -1), rows, None, Stream(moments))
 
 
 def _groups_of(op: LinearOp, rows: Tensor) -> Tensor | None:

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 import shiftscope as ss
 from shiftscope.capture import probe
-from shiftscope.capture.carry import MIXED, NEURONS, Step, carry
+from shiftscope.capture.carry import carry
+from shiftscope.capture.marks import MIXED, NEURONS, Step
 
 
 class Own(nn.Module):

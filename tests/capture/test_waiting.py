@@ -20,12 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_cases import MODELS
 
 import shiftscope as ss
-from shiftscope.capture import lean, recorder, weights
+from shiftscope.capture import recorder, weights, window_ledger
 from shiftscope.capture.blocks import Block
 from shiftscope.capture.lean import LeanRecorder
 from shiftscope.capture.linear_ops import LINEAR_OPS
+from shiftscope.capture.mean_inputs import MeanInput
 from shiftscope.capture.totals import Totals
-from shiftscope.capture.weights import MeanInput, OpenFacts, close_facts
+from shiftscope.capture.weights import OpenFacts, close_facts
 from shiftscope.capture.windows import OpenWindow
 from shiftscope.record import SiteRecord, WeightFacts
 from shiftscope.tally import transfer
@@ -143,7 +144,11 @@ def emptied(self: LeanRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_settling_reads_no_values(name: str, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read_by(reader, monkeypatch)
-    for module in (weights, recorder, lean):  # whether it holds numbers is not what is asked here
+    for module in (
+        weights,
+        recorder,
+        window_ledger,
+    ):  # whether it holds numbers is not what is asked here
         monkeypatch.setattr(module, "is_readable", lambda weight: True)
     monkeypatch.setattr(transfer, "sent", lambda run, device: bare(run))
     found: list[LeanRecorder] = []

@@ -10,7 +10,7 @@ import torch
 from report_cases import hostile, sick
 from rich.console import Console
 
-from shiftscope.capture.weights import weights_only
+from shiftscope.capture.bare_weights import weights_only
 from shiftscope.findings import diagnose
 from shiftscope.reporting.text import plain_summary, summary
 from shiftscope.snapshot import Snapshot

@@ -1,0 +1,77 @@
+"""Weights of a state dict without data: every matrix is a site, or a gap with a reason."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import shiftscope as ss
+from shiftscope.capture.bare_weights import weights_only
+
+
+class _Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(4, 8, bidirectional=True, proj_size=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.rnn(x)[0]
+        return out
+
+
+MODELS = {
+    "transformer": lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+    "recurrent": _Recurrent,
+    "convolution": lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.LazyLinear(2)),
+    "a layer alone": lambda: nn.Linear(3, 2),
+}
+SHAPES = {"transformer": (4, 5, 16), "recurrent": (5, 4, 4), "convolution": (4, 2, 6, 6)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_weight_is_a_site_named_as_in_a_run(name: str) -> None:
+    torch.manual_seed(0)
+    model: nn.Module = MODELS[name]()
+    measured = ss.analyze(model, [torch.randn(SHAPES.get(name, (4, 3)))])
+    alone = weights_only(model.state_dict())
+    matrices = {key: w for key, w in model.state_dict().items() if w.dim() >= 2}
+    assert len(alone.records) == len(matrices)
+    assert not alone.gaps
+    assert alone.coverage["parameters"] == {
+        "seen": sum(w.numel() for w in matrices.values()),
+        "total": sum(w.numel() for w in matrices.values()),
+    }
+    for site, record in alone.records.items():
+        known = measured.records.get(site)
+        if ":hr_" in site:  # a run looks into the cell, and not at the projection of its output
+            continue
+        assert known is not None, site
+        assert record.info.neurons == known.info.neurons
+        assert record.info.fan_in == known.info.fan_in
+        assert record.weights is not None
+        assert known.weights is not None
+        assert record.weights.norm2 == pytest.approx(known.weights.norm2, rel=1e-12)
+        assert record.weights.bias == pytest.approx(known.weights.bias, nan_ok=True)
+
+
+def test_what_is_no_weight_by_its_name_is_a_gap() -> None:
+    state = {
+        "places": torch.randn(4, 8),
+        "fc.weight_v": torch.randn(3, 8),  # its norm is not that of the weight
+        "fc.bias": torch.randn(3),
+        "head.weight": torch.randn(2, 3),
+        "steps": torch.zeros(2, 2, dtype=torch.long),
+    }
+    snapshot = weights_only(state)
+    assert list(snapshot.records) == ["head"]
+    assert [key for key, _ in snapshot.gaps] == ["places", "fc.weight_v"]
+    assert all("name" in reason for _, reason in snapshot.gaps)
+    assert snapshot.coverage["parameters"] == {"seen": 6, "total": 32 + 24 + 6}
+
+
+def test_weights_that_cannot_be_read_are_a_gap() -> None:
+    state = {"a.weight": torch.empty(3, 2, device="meta"), "b.weight": torch.ones(2, 2)}
+    snapshot = weights_only(state)
+    assert snapshot.gaps == (("a.weight", "its weights cannot be read"),)
+    assert math.isclose(snapshot.records["b"].weights.norm2[0], 2.0)  # type: ignore[union-attr]
