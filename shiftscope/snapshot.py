@@ -188,8 +188,8 @@ def load(path: str | os.PathLike[str]) -> Snapshot | Trace:
     Raises:
         LoadError: The file is missing, damaged, of another kind or of a newer version.
     """
-    from shiftscope.archive import read_snapshot
-    from shiftscope.trace import Trace, holds_trace
+    from shiftscope.archive import holds_trace, read_snapshot
+    from shiftscope.trace import Trace
 
     return Trace.load(path) if holds_trace(path) else read_snapshot(path)
 

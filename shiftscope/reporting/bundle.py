@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shiftscope.errors import UsageError
 from shiftscope.files import atomic_folder, place_named, strict_json
 from shiftscope.findings import Finding, diagnose, verdict
 from shiftscope.findings.headline import headline
 from shiftscope.given import each, expect
 from shiftscope.reporting.document import document
+from shiftscope.reporting.formats import FORMATS, chosen
 from shiftscope.reporting.page import page
 from shiftscope.reporting.pictures import Picture
 
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
     from shiftscope.trace import Trace
 
-__all__ = ["FORMATS", "Report", "report"]
-
-FORMATS = ("html", "png", "json")
-"""What :func:`report` can write beside ``snapshot.npz``."""
+__all__ = ["Report", "report"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def report(
     from shiftscope.trace import Trace  # behind it stands torch
 
     expect("measured", measured, Snapshot, Trace)
-    wanted = _checked(formats)
+    wanted = chosen(formats)
     trace = measured if isinstance(measured, Trace) else None
     snapshot = measured.last if isinstance(measured, Trace) else measured
     told = each("findings", diagnose(measured) if findings is None else findings, Finding)
@@ -102,15 +99,6 @@ def report(
             trace.save(place / "trace.npz")
         names = [item.relative_to(place) for item in sorted(place.rglob("*")) if item.is_file()]
     return Report(folder, tuple(folder / name for name in names), told)
-
-
-def _checked(formats: Iterable[str]) -> set[str]:
-    known = f"choose among {', '.join(FORMATS)}"
-    wanted = set(each("formats", formats, str, remedy=known))
-    unknown = sorted(wanted - set(FORMATS))
-    if unknown:
-        raise UsageError(f"a report has no format {unknown[0]!r}", known)
-    return wanted
 
 
 def _pictures(
