@@ -24,9 +24,7 @@ from shiftscope.site_table import SITE_COLUMNS, site_row
 if TYPE_CHECKING:
     import pandas as pd
 
-    from shiftscope.trace import Trace
-
-__all__ = ["NEURON_COLUMNS", "Snapshot", "load"]
+__all__ = ["NEURON_COLUMNS", "Snapshot"]
 
 NEURON_COLUMNS = (
     *("site", "neuron", "count", "z_mean", "z_mean_se", "z_var", "z_min", "z_max"),
@@ -174,24 +172,6 @@ class Snapshot:
 
     def _ordered(self) -> list[SiteRecord]:
         return sorted(self.records.values(), key=lambda record: record.info.order)
-
-
-def load(path: str | os.PathLike[str]) -> Snapshot | Trace:
-    """Read a snapshot or a trace that its ``save`` wrote.
-
-    Args:
-        path: The ``.npz`` file.
-
-    Returns:
-        The snapshot (or trace); its tables equal those of the one that was saved.
-
-    Raises:
-        LoadError: The file is missing, damaged, of another kind or of a newer version.
-    """
-    from shiftscope.archive import holds_trace, read_snapshot
-    from shiftscope.trace import Trace
-
-    return Trace.load(path) if holds_trace(path) else read_snapshot(path)
 
 
 def _quantiles_of(record: SiteRecord, known: dict[int, Array]) -> dict[str, Array]:
