@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shiftscope.absences import joined_notes
 from shiftscope.tally import Counts, Extrema, Moments, RowSample
 
 __all__ = ["STREAMS", "SiteInfo", "SiteRecord", "Stream", "WeightFacts"]
@@ -222,7 +223,7 @@ class SiteRecord:
             samples=self.samples + other.samples,
             streams=streams | both,
             weights=_merge_optional(self.weights, other.weights),
-            notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
+            notes=joined_notes((*self.notes, *other.notes)),
             paired=self.paired and other.paired,
             kept={},
             lost_since=_earliest(self.lost_since, other.lost_since),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shiftscope.absences import further_calls, joined_gaps, joined_notes
 from shiftscope.columns import QUANTILES, Array, input_columns, neuron_columns, quantile_names
 from shiftscope.errors import UsageError
 from shiftscope.given import expect
@@ -149,10 +150,15 @@ class Snapshot:
         for name, record in other.records.items():
             mine = records.get(name)
             records[name] = record if mine is None else rule(_fitting(mine, record), record)
+        places = {place for r in records.values() for place in (r.info.site, r.info.module)}
+        gaps, without_rows = joined_gaps((*self.gaps, *other.gaps), places)
+        for name in without_rows.keys() & records.keys():
+            notes = (*records[name].notes, further_calls(without_rows[name]))
+            records[name] = replace(records[name], notes=joined_notes(notes))
         return replace(
             self,
             records=records,
-            gaps=tuple(dict.fromkeys((*self.gaps, *other.gaps))),
+            gaps=gaps,
             manifest=_merge_manifests(self.manifest, other.manifest),
             coverage=_merge_coverage(self.coverage, other.coverage),
             pictures={**other.pictures, **self.pictures},
@@ -221,7 +227,7 @@ def _merge_manifests(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict
             counts = mine.get(weight, 0), theirs.get(weight, 0)
             total = max(1, sum(counts))
             merged[mean] = (mine[mean] * counts[0] + theirs[mean] * counts[1]) / total
-    for key in ("batches", "samples", "steps", "accuracy_rows"):
+    for key in ("batches", "empty_batches", "samples", "steps", "accuracy_rows"):
         if key in mine or key in theirs:
             merged[key] = mine.get(key, 0) + theirs.get(key, 0)
     if "class_counts" in mine or "class_counts" in theirs:
@@ -233,6 +239,11 @@ def _merge_manifests(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict
 
 def _merge_coverage(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**theirs, **mine}
+    for key in ("parameters", "modules", "activations"):
+        # Each knows what it saw, not which: what both saw together is at least the larger part.
+        tables = [table for table in (mine.get(key), theirs.get(key)) if table]
+        if len(tables) > 1:
+            merged[key] = max(tables, key=lambda table: table.get("seen") or 0)
     one, other = mine.get("flops", {}), theirs.get("flops", {})
     if one.get("total") and other.get("total"):
         merged["flops"] = {key: one[key] + other[key] for key in ("seen", "total")}

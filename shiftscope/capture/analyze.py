@@ -118,6 +118,7 @@ class _Job:
         self.frozen = not any(p.requires_grad for p in model.parameters())
         self.score = Score()
         self.done, self.samples, self.backward, self.flops = 0, 0, False, 0.0
+        self.empty = 0
 
     def run(self, data: Iterable[Any], batches: int | None, progress: Progress | None) -> Snapshot:
         modules = sum(1 for _ in self.model.modules())
@@ -131,10 +132,11 @@ class _Job:
                 if progress is not None:
                     progress(self.done, total)
         if not self.done:
-            raise DataError("the data gave no batch", "give an iterable with at least one batch")
+            found = "only batches without samples" if self.empty else "no batch"
+            raise DataError(f"the data gave {found}", "give an iterable with at least one batch")
         return Snapshot(
             records=recorder.records(backward=self.backward),
-            gaps=tuple(missing(attachment, recorder.measured)),
+            gaps=tuple(missing(attachment, recorder)),
             manifest=self._manifest(),
             coverage=coverage(attachment, recorder, self.flops * self.samples),
             pictures=pictures(recorder.states),
@@ -145,6 +147,7 @@ class _Job:
             if batches is not None and index >= batches:
                 return
             batch = as_batch(item, self.loss_fn is not None, self.model)
+            self.empty += not batch.samples
             if batch.samples:
                 yield batch.to(self.device, self.dtype or float_dtype(self.model))
 
@@ -186,6 +189,7 @@ class _Job:
             "ranks": distributed.world_size(),
             "gradients": self.backward,
             **self.score.summary(),
+            **({"empty_batches": self.empty} if self.empty else {}),
         }
 
 

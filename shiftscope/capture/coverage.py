@@ -2,49 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from shiftscope.absences import NO_GRADIENTS, NOT_CALLED, NOT_NOW, no_rows
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder
-from shiftscope.capture.site_state import SiteState
+from shiftscope.capture.site_state import EmptyCalls, SiteState
 from shiftscope.capture.sites import Names, clean_path
 from shiftscope.errors import MeasureError
 
 __all__ = ["coverage", "forward_flops", "missing", "nothing_measured", "obstacles"]
 
-_NOT_CALLED = "not called"
 _LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
 
 
-def missing(attachment: Attachment, measured: set[str]) -> list[tuple[str, str]]:
+def missing(attachment: Attachment, recorder: Recorder) -> list[tuple[str, str]]:
     """Gaps: every weight-carrying module that was not measured, with the reason.
 
     Args:
         attachment: The attachment after its window.
-        measured: Paths of the modules that were.
+        recorder: What recorded the window.
 
     Returns:
-        ``(module path, reason)``, those found while running first.
+        ``(module path, reason)``, those found while running first; of calls without rows the name
+        of the site.
     """
-    gaps = list(attachment.gaps)
-    known = {path for path, _ in gaps}
-    for module, path in attachment.names.paths.items():
-        reason = _reason(attachment, measured, module, path)
-        if path not in known and reason is not None:
-            gaps.append((path, reason))
-    return gaps
+    called = {name for name, state in recorder.states.items() if state.calls}
+    empty = {site: c for site, c in recorder.empty.items() if c.calls and site not in called}
+    measured = recorder.measured
+    earlier = dict.fromkeys(recorder.known - measured, NOT_NOW)
+    return _listed(attachment, measured, empty, earlier)
 
 
 def obstacles(attachment: Attachment) -> list[tuple[str, str]]:
     """Gaps of what was run and could not be measured, in any phase."""
-    found = missing(attachment, attachment.measured)
-    return [(path, reason) for path, reason in found if reason != _NOT_CALLED]
+    measured = attachment.measured
+    empty = {s: c for s, c in attachment.empty.items() if not measured or c.carriers - measured}
+    found = _listed(attachment, measured, empty, {})
+    return [(path, reason) for path, reason in found if reason != NOT_CALLED]
+
+
+def _listed(
+    attachment: Attachment,
+    measured: set[str],
+    empty: Mapping[str, EmptyCalls],
+    earlier: Mapping[str, str],
+) -> list[tuple[str, str]]:
+    """Gaps by what was measured, what had no rows, and what was measured at other times."""
+    gaps = [*attachment.gaps, *((site, no_rows(calls.calls)) for site, calls in empty.items())]
+    known = {path for path, _ in gaps}
+    known.update(*(calls.carriers - measured for calls in empty.values()))
+    for module, path in attachment.names.paths.items():
+        reason = _reason(attachment, measured, module, path)
+        if path not in known and reason is not None:
+            gaps.append((path, earlier.get(_owner(path), reason)))
+    return gaps
 
 
 def nothing_measured(phase: str, found: Sequence[tuple[str, str]]) -> MeasureError:
@@ -86,7 +104,7 @@ def coverage(attachment: Attachment, recorder: Recorder, flops: float) -> dict[s
     """
     carriers = [(m, p) for m, p in attachment.names.paths.items() if weights_of(m)]
     linear = [(m, p) for m, p in carriers if not isinstance(m, _LOOKUPS)]
-    seen = [(m, p) for m, p in linear if _owner(p) in recorder.measured]
+    seen = [(m, p) for m, p in linear if _owner(p) in recorder.known]
     states = recorder.states
     unseen = sum(w.numel() for m, _ in seen for w in _unseen(attachment, m).values())
     idle = [
@@ -143,16 +161,17 @@ def _reason(attachment: Attachment, measured: set[str], module: nn.Module, path:
     if not weights_of(module):
         return None
     if _owner(path) in measured:
-        return _told(_unseen(attachment, module))
+        unseen = _unseen(attachment, module)
+        return _told({n: w for n, w in unseen.items() if id(w) not in attachment.idle})
     return _why_not_seen(attachment, module, path)
 
 
 def _why_not_seen(attachment: Attachment, module: nn.Module, path: str) -> str:
     places = {path, _owner(path)}
     if not places & attachment.called:
-        return attachment.passed.get(path, _NOT_CALLED)
+        return attachment.passed.get(path, NOT_CALLED)
     if places & attachment.measured:
-        return "called in another phase only: modules run under no_grad count for evaluation"
+        return NO_GRADIENTS
     if isinstance(module, _LOOKUPS):
         return "a look-up table: no linear map is executed"
     if any(weight.is_complex() for weight in weights_of(module)):

@@ -25,7 +25,7 @@ from shiftscope.capture.blocks import Block
 from shiftscope.capture.calls import books_of
 from shiftscope.capture.compiled_reader import Columns, CompiledReader
 from shiftscope.capture.device_reader import DeviceReaders, Parts
-from shiftscope.capture.events import Event, count
+from shiftscope.capture.events import Counters, Event, count
 from shiftscope.capture.kernel_reader import KernelReader
 from shiftscope.capture.kinds import by_kind, mixed
 from shiftscope.capture.linear_ops import LinearOp
@@ -112,7 +112,7 @@ class Ledger(Recorder):
                     self._alone.add(number)
             return number
 
-    def tell(self, state: SiteState, name: str) -> None:
+    def tell(self, state: Counters, name: str) -> None:
         """Count something at the end of the step; safe from any thread."""
         self._events.append((state, name, None))
 

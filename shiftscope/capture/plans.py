@@ -80,6 +80,10 @@ class _Plan:
         """This plan, or the one known so far where it is the same but for the op's origin."""
         return self
 
+    def no_rows(self, recorder: LeanRecorder) -> None:
+        """Tell of a call whose tensors have no rows."""
+        recorder.passed(self.state.info.site, self.state.carriers)
+
     def _same(self, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: int) -> bool:
         """Whether the arguments are those of the call that is known, but for the numbers."""
         if len(args) != self.length or kwargs != self.kwargs:
@@ -156,6 +160,7 @@ class LinearPlan(_Plan):
         out: Tensor = self.func(*args, **kwargs)
         a = recorder.look(self.a, x, self.x_kind, -1)
         if a is None:
+            self.no_rows(recorder)
             return out
         z = recorder.look(self.z, out, self.z_kind, -1)
         recorder.write(self.a, a)
@@ -321,6 +326,7 @@ class ActivationPlan(_Plan):
         z = recorder.before(self.z, x, self.kind, self.dim)
         out: Tensor = self.func(*args, **kwargs)
         if z[0] is None:
+            self.no_rows(recorder)
             return out
         recorder.after((self.z, self.a), z, out, self.kind, self.dim)
         node = out.grad_fn

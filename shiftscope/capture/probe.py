@@ -17,7 +17,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from shiftscope.capture.activation_ops import ACTIVATION_OPS, parse_activation
+from shiftscope.absences import TRANSFORMED, UNRECORDED
+from shiftscope.capture.activation_ops import ACTIVATION_OPS, ActivationOp, parse_activation
 from shiftscope.capture.backward import hook_activation, hook_linear
 from shiftscope.capture.calls import transforms
 from shiftscope.capture.fused import FUSED_OPS
@@ -43,21 +44,15 @@ from shiftscope.capture.module_kinds import (
 from shiftscope.capture.neuron_dims import neurons_lie
 from shiftscope.capture.plans import ActivationPlan, Call, LinearPlan
 from shiftscope.capture.recorder import Recorder
+from shiftscope.capture.seen import Seen
 from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.sites import Frame, Names
-from shiftscope.capture.tracing import first_tensor, is_plain, is_traced, why_not_plain
+from shiftscope.capture.tracing import first_tensor, is_empty, is_plain, is_traced, why_not_plain
 
 __all__ = ["Attachment"]
 
 
-_TRANSFORMED = "called under a transform of torch.func only (vmap, grad): not measured there"
-_UNRECORDED = (
-    "called for its graph or its shapes only (tracing, fake tensors, a CUDA graph), "
-    "or in further batches of a validation"
-)
-
-
-class Attachment:
+class Attachment(Seen):
     """Hooks on a model for one window; a context manager.
 
     Args:
@@ -78,16 +73,10 @@ class Attachment:
         unfuse: bool = False,
         choose: Callable[[], Recorder | None] | None = None,
     ) -> None:
+        super().__init__()
         self.recorder = recorder
         self.names = Names(model)
         self.unfuse, self.choose = unfuse, choose
-        self.forwards = 0
-        self.called: set[str] = set()
-        self.measured: set[str] = set()
-        self.passed: dict[str, str] = {}
-        self.refused: dict[str, str] = {}
-        self.parameters: set[int] = set()
-        self.gaps: dict[tuple[str, str], None] = {}
         self._model = weakref.ref(model)
         self._local = threading.local()
         self._key = unused_key()
@@ -99,7 +88,6 @@ class Attachment:
             **dict.fromkeys(ACTIVATION_OPS, self._activation),
             **dict.fromkeys(FUSED_OPS, self._fused),
         }
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Attachment:
         """Install the hooks."""
@@ -169,11 +157,6 @@ class Attachment:
         if not any(is_running(frame.module) for frame in run.stack):
             self._unwind(run)
 
-    def gap(self, path: str, reason: str) -> None:
-        """Note something that is not measured, once."""
-        with self._lock:
-            self.gaps.setdefault((path, reason))
-
     def _wait_for_end(self, module: nn.Module) -> None:
         put_on(module, self._key, Leave(self))
 
@@ -182,7 +165,7 @@ class Attachment:
     def enter(self, hook: Enter, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A module begins its forward."""
         if transforms() is not None:
-            self.passed.setdefault(hook.path, _TRANSFORMED)
+            self.passed.setdefault(hook.path, TRANSFORMED)
             return
         try:
             run = self._local.run
@@ -203,7 +186,7 @@ class Attachment:
             self._begin(run, args, kwargs)
         recorder, path = run.recorder, hook.path
         if recorder is None:
-            self.passed.setdefault(path, _UNRECORDED)
+            self.passed.setdefault(path, UNRECORDED)
             stack.append(Frame(path, module))
             return
         known, plans = None, recorder.plans
@@ -280,7 +263,7 @@ class Attachment:
         op = LINEAR_OPS[func](args, kwargs, lambda tensor: self.names.is_weight(tensor, frame))
         if op is None or not is_plain(op.x):
             if op is not None:
-                self.refused.setdefault(frame.path, why_not_plain(op.x))
+                self._pass_over(run, frame, op)
             return func(*args, **kwargs)
         edge = edge_of(op.x)
         out = func(*args, **kwargs)
@@ -292,7 +275,7 @@ class Attachment:
             state = recorder.states.get(site)
         else:
             state = recorder.linear(site, frame.path, op, out, run.where)
-            self._mark(recorder, frame, op.weight)
+            self.mark(state, self.names.carriers(frame, op.weight), op.weight)
         if state is None:
             return out
         hook_linear(recorder, state, op, out, edge, count=not run.recomputing)
@@ -310,6 +293,8 @@ class Attachment:
     ) -> Any:
         op = parse_activation(func, args, kwargs)
         if op is None or not is_plain(op.x) or op.x.dim() == 0:
+            if op is not None:
+                self._pass_over(run, frame, op)
             return func(*args, **kwargs)
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.activation(frame, op.op)
@@ -360,11 +345,20 @@ class Attachment:
         if recorder.detail and not self.names.lasts(op.weight):
             recorder.read_weight_now(state, op)
 
-    def _mark(self, recorder: Any, frame: Frame, weight: Tensor) -> None:
-        owner = self.names.owner_of(weight)
-        with self._lock:
-            for seen in (recorder.measured, self.measured):
-                seen.add(frame.path)
-                if owner is not None:
-                    seen.add(owner[0])
-            self.parameters.add(id(weight if weight._base is None else weight._base))
+    def _pass_over(self, run: Run, frame: Frame, op: LinearOp | ActivationOp) -> None:
+        """Note a call whose tensors cannot be measured; one without rows has its name still."""
+        carriers, weight, dim = set[str](), None, -1
+        if isinstance(op, LinearOp):
+            site = self.names.linear(frame, op.op, op.weight)
+            carriers, weight, dim = self.names.carriers(frame, op.weight), op.weight, op.x_dim
+        else:
+            site = self.names.activation(frame, op.op)
+        if not is_empty(op.x, dim):
+            self._refuse(frame, site, op)
+        elif not run.recomputing:
+            run.recorder.passed(site, carriers)
+            self.mark_empty(site, carriers, weight)
+
+    def _refuse(self, frame: Frame, site: str, op: LinearOp | ActivationOp) -> None:
+        if isinstance(op, LinearOp):
+            self.refused.setdefault(frame.path, why_not_plain(op.x))

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from shiftscope.absences import further_calls
 from shiftscope.capture.activation_ops import ActivationOp
+from shiftscope.capture.events import Counters
 from shiftscope.capture.linear_ops import LinearOp
-from shiftscope.capture.site_state import SiteState, keep_weight, note_changes
+from shiftscope.capture.site_state import EmptyCalls, SiteState, keep_weight, note_changes
 from shiftscope.capture.streams import kept_streams
 from shiftscope.capture.weights import (
     MeanInput,
@@ -75,7 +77,7 @@ class Recorder:
         self.settings = settings
         self.states: dict[str, SiteState] = {}
         self.epoch = 0
-        self.measured: set[str] = set()
+        self.empty: dict[str, EmptyCalls] = {}
         self.plans: dict[str, list[Any]] | None = None
         self._lock = threading.Lock()
         self._memory = threading.local()
@@ -152,6 +154,31 @@ class Recorder:
             self._add(state, "a", a, int(out.numel() // max(1, out.shape[dim])))
             self._count(state, where)
 
+    def passed(self, site: str, carriers: Iterable[str] = ()) -> None:
+        """Count a call whose tensors had no rows.
+
+        Args:
+            site: Its name.
+            carriers: Paths of the modules whose weights it uses.
+        """
+        with self._lock:
+            calls = self.empty.setdefault(site, EmptyCalls())
+            calls.carriers.update(carriers)
+        self.tell(calls, "calls")
+
+    @property
+    def measured(self) -> set[str]:
+        """Paths of the modules whose weights were measured in this window."""
+        return {path for s in self._all_states() if s.calls for path in s.carriers}
+
+    @property
+    def known(self) -> set[str]:
+        """Paths of those that were measured in this window or an earlier one."""
+        return {path for s in self._all_states() for path in s.carriers}
+
+    def _all_states(self) -> list[SiteState]:
+        return [*self.states.values()]  # other threads may add sites meanwhile
+
     # -- backward -----------------------------------------------------------------------------
 
     def gradient(self, state: SiteState, name: str, grad: Tensor, dim: int) -> None:
@@ -162,7 +189,7 @@ class Recorder:
         with self._lock:
             self._add(state, name, stream, grad.numel() // grad.shape[dim])
 
-    def tell(self, state: SiteState, name: str) -> None:
+    def tell(self, state: Counters, name: str) -> None:
         """Count something that happened at a site; called from autograd's threads."""
         with self._lock:
             setattr(state, name, getattr(state, name) + 1)
@@ -264,6 +291,9 @@ class Recorder:
         found = {name: _facts(state) for name, state in called.items()}
         facts = close_facts({name: own for name, own in found.items() if own is not None})
         streams = kept_streams({name: state.streams for name, state in called.items()})
+        for name, calls in self.empty.items():
+            if name in called and calls.calls:
+                called[name].notes[further_calls(calls.calls)] = None
         return {
             name: _freeze(state, backward, facts.get(name), streams[name])
             for name, state in called.items()

@@ -13,7 +13,19 @@ from shiftscope.capture.neuron_dims import Lies
 from shiftscope.capture.weights import MeanInput, OpenFacts
 from shiftscope.record import SiteInfo, Stream
 
-__all__ = ["SiteState", "keep_weight", "note_changes"]
+__all__ = ["EmptyCalls", "SiteState", "keep_weight", "note_changes"]
+
+
+class EmptyCalls(Counters):
+    """Calls of one site whose tensors had no rows.
+
+    Attributes:
+        carriers: Paths of the modules whose weights it uses.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.carriers: set[str] = set()
 
 
 @dataclass(eq=False)
@@ -31,6 +43,7 @@ class SiteState(Counters):
     notes: dict[str, None] = field(default_factory=dict)
     lost_since: dict[str, int] = field(default_factory=dict)
     lies: Lies | None = None
+    carriers: set[str] = field(default_factory=set)
 
     def place(self, lies: Lies) -> None:
         """Keep where the neurons of an activation lie, and every doubt about it."""

@@ -134,6 +134,11 @@ class Names:
         base = tensor._base
         return found if found is not None or base is None else self.owners.get(id(base))
 
+    def carriers(self, frame: Frame, weight: Tensor) -> set[str]:
+        """Paths of the module that runs and of the one that owns the weight."""
+        owner = self.owner_of(weight)
+        return {frame.path} if owner is None else {frame.path, owner[0]}
+
     def lasts(self, weight: Tensor) -> bool:
         """Whether a weight is held by its module when nothing runs; else it may be freed then."""
         held = weight if weight._base is None else weight._base

@@ -247,7 +247,7 @@ class _Run:
         recorder, (manifest, inputs) = attachment.recorder, self.described
         return Snapshot(
             records=recorder.records(),
-            gaps=tuple(missing(attachment, recorder.measured)),
+            gaps=tuple(missing(attachment, recorder)),
             manifest=self._manifest(step, batch) | score.summary() | manifest,
             coverage=coverage(attachment, recorder, 0.0),
             inputs=inputs,
