@@ -132,7 +132,7 @@ class _Job:
                 if progress is not None:
                     progress(self.done, total)
         if not self.done:
-            found = "only batches without samples" if self.empty else "no batch"
+            found = "no batch with samples" if self.empty else "no batch"
             raise DataError(f"the data gave {found}", "give an iterable with at least one batch")
         return Snapshot(
             records=recorder.records(backward=self.backward),
