@@ -34,6 +34,10 @@ _KEPT_ROWS = 20
 """Rows of z that older windows keep: one for each block of the jackknife of the shift share."""
 LIMIT = 256
 """Windows a trace holds at most."""
+_NO_STEP = (
+    "no step was recorded yet",
+    "train on, give every=N for a fixed schedule, or take probe.snapshot()",
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Trace:
     Attributes:
         windows: The windows.
         steps_done: Steps that the run has made, recorded or not.
-        missed: Phase to ``(reason, remedy)`` where its latest window had no site to be kept.
+        missed: Phase to ``(reason, remedy)`` where of its latest recorded steps no site was kept.
 
     Raises:
         UsageError: The limit is below 4, or something else than windows is given.
@@ -152,12 +156,13 @@ class Trace:
             for window in reversed(self.windows):
                 if phase in (None, window.phase):
                     return window.snapshot
-        for reason, remedy in self.missed.values():
-            raise UsageError(f"the trace holds no window: {reason}", remedy)
-        raise UsageError(
-            "the trace holds no window: no step was recorded yet",
-            "train on, give every=N for a fixed schedule, or take probe.snapshot()",
-        )
+        reason, remedy = self.why_empty
+        raise UsageError(f"the trace holds no window: {reason}", remedy)
+
+    @property
+    def why_empty(self) -> tuple[str, str]:
+        """Why there is no window, and what to do."""
+        return next(iter(self.missed.values()), _NO_STEP)
 
     def phase(self, name: str) -> Trace:
         """The windows of one phase.
@@ -167,6 +172,7 @@ class Trace:
         """
         made = Trace(limit=self.limit)
         made.windows = [window for window in self.windows if window.phase == name]
+        made.missed = {phase: why for phase, why in self.missed.items() if phase == name}
         return made
 
     def merge(self) -> Snapshot:
@@ -234,6 +240,7 @@ class Trace:
             "schema_version": _VERSION,
             "limit": self.limit,
             "steps_done": self.steps_done,
+            "missed": self.missed,
             "windows": [[w.first, w.last, w.phase] for w in self.windows],
         }
         text = json.dumps(strict(manifest), allow_nan=False).encode()
@@ -282,6 +289,8 @@ class Trace:
             manifest = manifest_of(archive, "trace", _VERSION, name)
             made = cls(limit=max(4, int(manifest["limit"])))
             made.steps_done = int(manifest.get("steps_done", 0))
+            missed = manifest.get("missed", {})
+            made.missed = {str(k): (str(why), str(then)) for k, (why, then) in missed.items()}
             for k, (first, last, phase) in enumerate(manifest["windows"]):
                 snapshot = parse(bytes(archive[f"window_{k}"]), name)
                 made.windows.append(Window(int(first), int(last), str(phase), snapshot))
@@ -302,7 +311,7 @@ class Trace:
     def __repr__(self) -> str:
         """How many windows, and of which steps."""
         if not self.windows:
-            return "Trace(empty)"
+            return f"Trace(empty: {self.why_empty[0]})" if self.missed else "Trace(empty)"
         last = max(window.last for window in self.windows)
         return f"Trace({len(self)} windows, steps {self.windows[0].first}-{last})"
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from shiftscope.archive import content_of
 from shiftscope.capture.choice import matching, no_match, optimizer_of, some
 from shiftscope.capture.coverage import nothing_measured
+from shiftscope.capture.seen import Seen
 from shiftscope.capture.sites import clean_path
 from shiftscope.errors import MeasureError, UsageError
 from shiftscope.given import expect
 from shiftscope.record import SiteInfo, SiteRecord
 from shiftscope.trace import Trace
 
-__all__ = ["check_optimizer", "kept", "nothing_since", "resumed"]
+__all__ = ["check_optimizer", "kept", "note_bypassed", "nothing_since", "resumed"]
 
 _NOTHING_SEEN = (
     "no linear map and no activation was seen in the steps that were recorded",
@@ -143,6 +144,19 @@ def kept(
     return found
 
 
+def note_bypassed(trace: Trace, forwards: int, seen: Seen) -> None:
+    """Tell in the trace why of a step that ends nothing was recorded, where that is known.
+
+    Args:
+        trace: The trace of the run.
+        forwards: Forward passes that were recorded in it.
+        seen: What was seen of the model.
+    """
+    bypassed, seen.bypassed = seen.bypassed, {}
+    if bypassed and not forwards:
+        trace.missed["train"] = _why("train", [*bypassed.items()])
+
+
 def nothing_since(trace: Trace, phase: str, obstacles: Sequence[tuple[str, str]]) -> MeasureError:
     """The error of a snapshot that would be empty.
 
@@ -158,7 +172,7 @@ def nothing_since(trace: Trace, phase: str, obstacles: Sequence[tuple[str, str]]
 def _why(phase: str, unmeasured: Sequence[tuple[str, str]]) -> tuple[str, str]:
     if not unmeasured:
         return _NOTHING_SEEN
-    told = nothing_measured(phase, unmeasured)
+    told = nothing_measured(phase, unmeasured, "")
     return told.reason, told.remedy
 
 

@@ -65,28 +65,40 @@ def _listed(
     return gaps
 
 
-def nothing_measured(phase: str, found: Sequence[tuple[str, str]]) -> MeasureError:
+def nothing_measured(
+    phase: str, found: Sequence[tuple[str, str]], when: str = " since the last snapshot"
+) -> MeasureError:
     """The error of a snapshot without records.
 
     Args:
         phase: The phase that was asked for.
         found: What was run and could not be measured.
+        when: In which steps.
     """
     if found:
-        told = [f"{path or 'the model'}: {reason}" for path, reason in found[:4]]
-        more = [f"and {len(found) - 4} more"] * (len(found) > 4)
         remedy = "call eager modules on plain tensors; what no hook can see cannot be measured"
         if any(reason.startswith("fused") for _, reason in found):
             remedy = "ss.analyze runs fused layers as their parts: measure a checkpoint of the run"
         return MeasureError(
-            f"nothing could be measured in phase {phase!r} since the last snapshot "
-            f"({'; '.join(told + more)})",
-            remedy,
+            f"nothing could be measured in phase {phase!r}{when} ({_by_reason(found)})", remedy
         )
     return MeasureError(
         f"no step of phase {phase!r} was recorded since the last snapshot",
         "train on, or give every=1; validation is recorded inside probe.record()",
     )
+
+
+def _by_reason(found: Sequence[tuple[str, str]]) -> str:
+    """The first few places of each of the first few reasons."""
+    places: dict[str, list[str]] = {}
+    for path, reason in found:
+        places.setdefault(reason, []).append(path or "the model")
+    return _few([f"{_few(paths, ', ')}: {reason}" for reason, paths in places.items()], "; ")
+
+
+def _few(items: Sequence[str], between: str) -> str:
+    more = [f"and {len(items) - 4} more"] * (len(items) > 4)
+    return between.join([*items[:4], *more])
 
 
 def coverage(attachment: Attachment, recorder: Recorder, flops: float) -> dict[str, Any]:

@@ -165,7 +165,7 @@ class Attachment(Seen):
     def enter(self, hook: Enter, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A module begins its forward."""
         if transforms() is not None:
-            self.passed.setdefault(hook.path, TRANSFORMED)
+            self.pass_by(hook.path, TRANSFORMED)
             return
         try:
             run = self._local.run
@@ -186,7 +186,7 @@ class Attachment(Seen):
             self._begin(run, args, kwargs)
         recorder, path = run.recorder, hook.path
         if recorder is None:
-            self.passed.setdefault(path, UNRECORDED)
+            self.pass_by(path, UNRECORDED)
             stack.append(Frame(path, module))
             return
         known, plans = None, recorder.plans

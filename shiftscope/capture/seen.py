@@ -20,6 +20,7 @@ class Seen:
         called: Paths of modules that were called.
         measured: Paths of modules whose weights were measured.
         passed: Path of a module that was called where nothing is recorded -> why.
+        bypassed: The same of the step that runs.
         refused: Path of a module whose tensors cannot be measured -> why.
         empty: Site -> its calls without rows.
         parameters: Identities of the weights that were measured.
@@ -32,6 +33,7 @@ class Seen:
         self.called: set[str] = set()
         self.measured: set[str] = set()
         self.passed: dict[str, str] = {}
+        self.bypassed: dict[str, str] = {}
         self.refused: dict[str, str] = {}
         self.empty: dict[str, EmptyCalls] = {}
         self.parameters: set[int] = set()
@@ -43,6 +45,11 @@ class Seen:
         """Note something that is not measured, once."""
         with self._lock:
             self.gaps.setdefault((path, reason))
+
+    def pass_by(self, path: str, reason: str) -> None:
+        """Note a module that is called where nothing is recorded."""
+        self.passed.setdefault(path, reason)
+        self.bypassed.setdefault(path, reason)
 
     def mark(self, state: SiteState, carriers: Iterable[str], weight: Tensor) -> None:
         """Note the modules whose weight was measured at a site."""
