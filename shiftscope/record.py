@@ -148,8 +148,8 @@ class SiteInfo:
     """The fixed description of a site.
 
     Attributes:
-        site: Unique name: module path, ``:op`` for a function called inside it, ``.2`` for a
-            further place of the same kind within one forward pass.
+        site: Unique name: module path, ``:op`` for a function called inside it, ``:op.2`` for its
+            second place within one forward pass, ``~2`` for a second form of what is met there.
         kind: ``"linear"`` or ``"activation"``.
         op: The operation: ``linear``, ``conv2d``, ``relu``, ...
         module: Path of the module inside which the op ran ("" is the model itself).

@@ -34,7 +34,7 @@ def missing(attachment: Attachment, recorder: Recorder) -> list[tuple[str, str]]
         of the site.
     """
     called = {name for name, state in recorder.states.items() if state.calls}
-    empty = {site: c for site, c in recorder.empty.items() if c.calls and site not in called}
+    empty = {site: c for site, c in recorder.empty_calls.items() if site not in called}
     measured = recorder.measured
     earlier = dict.fromkeys(recorder.known - measured, NOT_NOW)
     return _listed(attachment, measured, empty, earlier)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from shiftscope.capture.activation_ops import ActivationOp
 from shiftscope.capture.events import Counters
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.site_state import EmptyCalls, SiteState, keep_weight, note_changes
+from shiftscope.capture.sites import forms_of, place_of
 from shiftscope.capture.streams import kept_streams
 from shiftscope.capture.weights import (
     MeanInput,
@@ -176,6 +177,17 @@ class Recorder:
         """Paths of those that were measured in this window or an earlier one."""
         return {path for s in self._all_states() for path in s.carriers}
 
+    @property
+    def empty_calls(self) -> dict[str, EmptyCalls]:
+        """Calls without rows of this window, by site: that of the form which has rows, if any."""
+        places = {place_of(name): name for name, s in self.states.items() if s.calls}
+        found = {name: calls for name, calls in self.empty.items() if calls.calls}
+        names = {n: n if self._has_rows(n) else places.get(place_of(n), n) for n in found}
+        return {names[name]: calls for name, calls in found.items()}
+
+    def _has_rows(self, site: str) -> bool:
+        return site in self.states and self.states[site].calls > 0
+
     def _all_states(self) -> list[SiteState]:
         return [*self.states.values()]  # other threads may add sites meanwhile
 
@@ -258,14 +270,18 @@ class Recorder:
 
     def _state(self, info: SiteInfo) -> SiteState:
         with self._lock:
-            for name in _variants(info.site):
+            for name in forms_of(info.site):
                 state = self.states.get(name)
                 if state is None:
-                    made = replace(info, site=name, order=len(self.states))
+                    made = replace(info, site=name, order=self._order())
                     return self.states.setdefault(name, SiteState(made))
                 if _form(state.info) == _form(info):
                     return state
-        raise StopIteration  # never: the variants of a name do not end
+        raise StopIteration  # never: the forms of a place do not end
+
+    def _order(self) -> int:
+        """Where a site that is new lies in the order of execution."""
+        return len(self.states)
 
     def _add(self, state: SiteState, name: str, stream: Stream, rows: int) -> None:
         mine = state.streams.get(name)
@@ -291,8 +307,8 @@ class Recorder:
         found = {name: _facts(state) for name, state in called.items()}
         facts = close_facts({name: own for name, own in found.items() if own is not None})
         streams = kept_streams({name: state.streams for name, state in called.items()})
-        for name, calls in self.empty.items():
-            if name in called and calls.calls:
+        for name, calls in self.empty_calls.items():
+            if name in called:
                 called[name].notes[further_calls(calls.calls)] = None
         return {
             name: _freeze(state, backward, facts.get(name), streams[name])
@@ -315,14 +331,6 @@ def _identity(tensor: Tensor, dim: int, start: int, size: int) -> tuple[Any, ...
 def _anchor(tensor: Tensor) -> Tensor:
     # Views of one base are distinct Python objects that may share rows; the base tells them alike.
     return tensor if tensor._base is None else tensor._base
-
-
-def _variants(site: str) -> Iterator[str]:
-    yield site
-    number = 2
-    while True:
-        yield f"{site}.{number}"
-        number += 1
 
 
 def _facts(state: SiteState) -> OpenFacts | None:
