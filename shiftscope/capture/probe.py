@@ -109,7 +109,7 @@ class Attachment(Seen):
         self._hooked.append(module)  # first: an interrupt must not lose it
         put_on(module, self._key, Enter(self, path, has_fast_path(module), single))
         if not single:
-            self._wait_for_end(module)
+            put_on(module, self._key, Leave(self))
 
     def __exit__(self, *exc: object) -> None:
         """Remove everything again."""
@@ -157,7 +157,9 @@ class Attachment(Seen):
         if not any(is_running(frame.module) for frame in run.stack):
             self._unwind(run)
 
-    def _wait_for_end(self, module: nn.Module) -> None:
+    def wait_for_end(self, hook: Enter, module: nn.Module) -> None:
+        """Have a hook tell of the end of a call that may not end with its first op."""
+        hook.single = False
         put_on(module, self._key, Leave(self))
 
     # -- the stack of running modules ---------------------------------------------------------
@@ -181,8 +183,7 @@ class Attachment(Seen):
                 self._follow()
                 hook = cast(Enter, module._forward_pre_hooks.get(self._key, hook))
             if hook.single:  # nobody around it would clear up behind it
-                hook.single = False
-                self._wait_for_end(module)
+                self.wait_for_end(hook, module)
             self._begin(run, args, kwargs)
         recorder, path = run.recorder, hook.path
         if recorder is None:
