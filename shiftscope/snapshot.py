@@ -50,6 +50,12 @@ NEURON_COLUMNS = (
 _OF_THE_LATEST = ("step", "overflow_steps", "schedule")
 """What a manifest says of the state of a run, not of a stretch of it."""
 
+_APART = (
+    "averages over several steps of several processes: how far the means of the processes lie "
+    "apart in a step is not in the variances"
+)
+"""Each process knows the deviations from its own means only, once the weights have moved."""
+
 _INPUT_COLUMNS = (
     *("site", "input", "count", "a_mean", "a_var"),
     *("grad_a_count", "grad_a_mean", "grad_a_var"),
@@ -115,12 +121,20 @@ class Snapshot:
             other: A snapshot whose sites of the same name have the same width.
 
         Returns:
-            The snapshot of both; its numbers are those of the concatenated data.
+            The snapshot of both; its numbers are those of the concatenated data. Where each is
+            of several steps, they are no more than averages: a note at each site says so.
 
         Raises:
             UsageError: It is no snapshot, or a site has different widths in the two.
         """
-        return self._put_together(other, SiteRecord.merge)
+        merged = self._put_together(other, SiteRecord.merge)
+        steps = [of.manifest.get("steps", 1) for of in (self, other)]
+        if max(steps) > 1:
+            both = self.records.keys() & other.records.keys()
+            merged = replace(merged, records=_noted(merged.records, both, _APART))
+        if "steps" in merged.manifest:  # they were made side by side
+            merged = replace(merged, manifest={**merged.manifest, "steps": max(steps)})
+        return merged
 
     def join(self, later: Snapshot) -> Snapshot:
         """Average with the snapshot of a later stretch of the same training run.
@@ -153,8 +167,7 @@ class Snapshot:
         places = {place for r in records.values() for place in (r.info.site, r.info.module)}
         gaps, without_rows = joined_gaps((*self.gaps, *other.gaps), places)
         for name in without_rows.keys() & records.keys():
-            notes = (*records[name].notes, further_calls(without_rows[name]))
-            records[name] = replace(records[name], notes=joined_notes(notes))
+            records |= _noted(records, [name], further_calls(without_rows[name]))
         return replace(
             self,
             records=records,
@@ -207,6 +220,14 @@ def _quantiles_of(record: SiteRecord, known: dict[int, Array]) -> dict[str, Arra
         if id(sample.rows) not in known:
             known[id(sample.rows)] = sample.quantiles(QUANTILES)
     return {name: known[id(sample.rows)] for name, sample in samples.items()}
+
+
+def _noted(
+    records: Mapping[str, SiteRecord], names: Iterable[str], note: str
+) -> dict[str, SiteRecord]:
+    """The records, some of them with one more note."""
+    noted = {n: replace(records[n], notes=joined_notes((*records[n].notes, note))) for n in names}
+    return {**records, **noted}
 
 
 def _fitting(mine: SiteRecord, theirs: SiteRecord) -> SiteRecord:
