@@ -26,7 +26,7 @@ from shiftscope.capture.choice import matching, no_match, patterns_of
 from shiftscope.capture.coverage import coverage, forward_flops, missing
 from shiftscope.capture.graph import reaches
 from shiftscope.capture.pictures import pictures
-from shiftscope.capture.placement import device_of, float_dtype
+from shiftscope.capture.placement import device_of, existing, float_dtype
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
@@ -181,7 +181,7 @@ class _Job:
             "dtype": str(float_dtype(self.model)).removeprefix("torch."),
             "mode": "train" if self.model.training else "eval",
             "model": type(self.model).__name__,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": sum(p.numel() for p in existing(self.model)),
             "batches": self.done,
             "samples": self.samples,
             "rows": self.rows,
@@ -208,7 +208,7 @@ def _on_all_ranks(
 
 def _backward(loss: Tensor, model: nn.Module, batch: Batch) -> None:
     """Run the backward pass for its hooks; gradients are neither accumulated nor kept."""
-    wanted: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    wanted: list[Tensor] = [p for p in existing(model) if p.requires_grad]
     wanted += [value for value in batch.tensors if value.requires_grad]
     if not reaches(loss, "Checkpoint"):
         torch.autograd.grad(loss, wanted, allow_unused=True)

@@ -170,17 +170,18 @@ def _reason(attachment: Attachment, measured: set[str], module: nn.Module, path:
         return "a lazy module that was not called: its weights do not exist yet"
     if _is_quantised(module):
         return "a quantised layer: its integer weights carry no preactivation statistics"
-    if not weights_of(module):
+    if not weights_of(module) and not _is_activation(module):
         return None
     if _owner(path) in measured:
         unseen = _unseen(attachment, module)
-        return _told({n: w for n, w in unseen.items() if id(w) not in attachment.idle})
+        told = _told({n: w for n, w in unseen.items() if id(w) not in attachment.idle})
+        return told and attachment.refused.get(path, told)
     return _why_not_seen(attachment, module, path)
 
 
-def _why_not_seen(attachment: Attachment, module: nn.Module, path: str) -> str:
+def _why_not_seen(attachment: Attachment, module: nn.Module, path: str) -> str | None:
     places = {path, _owner(path)}
-    if not places & attachment.called:
+    if not places & attachment.called and path not in attachment.refused:
         return attachment.passed.get(path, NOT_CALLED)
     if places & attachment.measured:
         return NO_GRADIENTS
@@ -190,7 +191,7 @@ def _why_not_seen(attachment: Attachment, module: nn.Module, path: str) -> str:
         return "complex weights: means and variances of complex numbers are not defined here"
     if isinstance(module, torch.jit.ScriptModule):
         return "a TorchScript module: no hook and no mode sees its inside"
-    return attachment.refused.get(path) or _told(dict(_named_weights(module))) or ""
+    return attachment.refused.get(path) or _told(dict(_named_weights(module)))
 
 
 def _unseen(attachment: Attachment, module: nn.Module) -> dict[str, Tensor]:

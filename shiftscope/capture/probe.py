@@ -172,7 +172,7 @@ class Attachment(Seen):
         try:
             run = self._local.run
         except AttributeError:
-            run = self._local.run = Run()
+            run = self._local.run = Run(self.refused)
         stack = run.stack
         if stack and module is self._model() and not is_running(module):
             self._unwind(run)  # an interrupt, which runs no forward hook, left these behind
@@ -269,6 +269,8 @@ class Attachment(Seen):
         edge = edge_of(op.x)
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor) or not is_plain(out):
+            if isinstance(out, Tensor):
+                self.refused.setdefault(frame.path, why_not_plain(out))
             return out
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.linear(frame, op.op, op.weight)
@@ -305,6 +307,8 @@ class Attachment(Seen):
         if not run.recomputing:
             state, z = recorder.activation(site, frame.path, op, dim)
             state.place(lies)
+            if site == frame.path:
+                self.mark(state, {site})
             if frame.plans is not None:
                 call = Call(func, args, kwargs, recorder, state)
                 plan = ActivationPlan.of(call, op, dim, run.trail)
@@ -362,4 +366,9 @@ class Attachment(Seen):
 
     def _refuse(self, frame: Frame, site: str, op: LinearOp | ActivationOp) -> None:
         if isinstance(op, LinearOp):
-            self.refused.setdefault(frame.path, why_not_plain(op.x))
+            for path in self.names.carriers(frame, op.weight):
+                self.refused.setdefault(path, why_not_plain(op.x))
+        elif site == frame.path:
+            self.refused.setdefault(site, why_not_plain(op.x))
+        elif op.x.is_complex() or op.x.is_nested or op.x.layout is not torch.strided:
+            self.gap(site, why_not_plain(op.x))  # whole numbers are no signals

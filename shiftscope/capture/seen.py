@@ -51,12 +51,13 @@ class Seen:
         self.passed.setdefault(path, reason)
         self.bypassed.setdefault(path, reason)
 
-    def mark(self, state: SiteState, carriers: Iterable[str], weight: Tensor) -> None:
-        """Note the modules whose weight was measured at a site."""
+    def mark(self, state: SiteState, carriers: Iterable[str], weight: Tensor | None = None) -> None:
+        """Note the modules whose weight, or activation, was measured at a site."""
         with self._lock:
             state.carriers.update(carriers)
             self.measured.update(carriers)
-            self.parameters.add(_identity(weight))
+            if weight is not None:
+                self.parameters.add(_identity(weight))
 
     def mark_empty(
         self, site: str, carriers: Iterable[str] = (), weight: Tensor | None = None

@@ -204,22 +204,11 @@ def _held(module: nn.Module) -> list[Tensor]:
     return [value for place in places for value in place.values() if isinstance(value, Tensor)]
 
 
-_SHAPING = (
-    *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Expand", "Unsqueeze"),
-    *(
-        "Squeeze",
-        "Slice",
-        "Select",
-        "Split",
-        "ToCopy",
-        "Clone",
-        "Mul",
-        "Div",
-        "Add",
-        "Sub",
-        "Alias",
-    ),
+_SHAPING = re.compile(
+    r"(T|Transpose|Permute|View|UnsafeView|ReshapeAlias|Expand|Unsqueeze|Squeeze|Slice|Select|"
+    r"Split|SplitWithSizes|ToCopy|Clone|Mul|Div|Add|Sub|Alias)Backward\d*"
 )
+"""Nodes of shaping and scaling, by their whole names: AddmmBackward0 is a linear map."""
 
 
 def _derived_from_parameter(tensor: Tensor) -> bool:
@@ -235,7 +224,7 @@ def _derived_from_parameter(tensor: Tensor) -> bool:
             if not isinstance(getattr(node, "variable", None), nn.Parameter):
                 return False
             found = True
-        elif steps > 12 or not name.startswith(_SHAPING):
+        elif steps > 12 or _SHAPING.fullmatch(name) is None:
             return False
         else:
             pending += [child for child, _ in node.next_functions]

@@ -44,12 +44,14 @@ def _is_dense(tensor: Any) -> bool:
 
 def why_not_plain(tensor: Tensor) -> str:
     """What :func:`is_plain` has against a tensor, as the reason of a gap."""
+    if tensor.is_complex():
+        return "complex numbers: their means and variances are not defined here"
     if tensor.is_nested:
         return "nested tensors: their rows differ in length"
     if tensor.layout is not torch.strided:
         return "sparse tensors are not measured"
     if not tensor.is_meta and not tensor.numel():
-        return "called with empty tensors only"
+        return "called with tensors of width zero only"
     return f"tensors of kind {tensor.dtype} on {tensor.device} hold no values to measure"
 
 

@@ -38,7 +38,7 @@ from shiftscope.capture.copies import (
 )
 from shiftscope.capture.coverage import coverage, missing
 from shiftscope.capture.pictures import pictures
-from shiftscope.capture.placement import device_of, float_dtype
+from shiftscope.capture.placement import device_of, existing, float_dtype
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
@@ -263,7 +263,7 @@ class _Run:
             "dtype": str(float_dtype(self.model)).removeprefix("torch."),
             "mode": "train",
             "model": type(self.model).__name__,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": sum(p.numel() for p in existing(self.model)),
             "batches": 1,
             "samples": batch.samples,
             "rows": self.settings.rows,
