@@ -112,7 +112,7 @@ def coverage(attachment: Attachment, recorder: Recorder, flops: float) -> dict[s
     Returns:
         ``{"parameters" | "modules" | "flops" | "activations": {"seen": ..., "total": ...}}``;
         parameters are those with two or more dimensions, look-up tables left out; flops are those
-        of all measured forward passes.
+        of all measured forward passes. In a run, all but flops count what was seen so far.
     """
     carriers = [(m, p) for m, p in attachment.names.paths.items() if weights_of(m)]
     linear = [(m, p) for m, p in carriers if not isinstance(m, _LOOKUPS)]
@@ -124,7 +124,8 @@ def coverage(attachment: Attachment, recorder: Recorder, flops: float) -> dict[s
         for m, p in attachment.names.paths.items()
         if _is_activation(m) and p not in attachment.called
     ]
-    active = sum(1 for state in states.values() if state.info.kind == "activation" and state.calls)
+    met = [state for state in states.values() if state.calls or state.met]
+    active = sum(1 for state in met if state.info.kind == "activation")
     done = sum(_flops(state) for state in states.values())
     return {
         "parameters": {"seen": _count(seen) - unseen, "total": _count(linear)},

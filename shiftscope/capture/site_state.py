@@ -44,6 +44,7 @@ class SiteState(Counters):
     lost_since: dict[str, int] = field(default_factory=dict)
     lies: Lies | None = None
     carriers: set[str] = field(default_factory=set)
+    met: bool = False
 
     def place(self, lies: Lies) -> None:
         """Keep where the neurons of an activation lie, and every doubt about it."""
@@ -52,6 +53,7 @@ class SiteState(Counters):
 
     def restart(self) -> None:
         """Forget the numbers of a window; what is known of the op stays."""
+        self.met = self.met or self.calls > 0
         self.streams, self.seen, self.notes, self.mean_input = {}, {}, {}, None
         self.lost_since = {}
         self.facts, self.version, self.settled = None, -1, False

@@ -129,7 +129,9 @@ def test_each_window_tells_of_its_own_steps() -> None:
         {"experts.0", "experts.1"},
     ]
     assert {why for window in trace for _, why in window.snapshot.gaps} == {reason(1)}
-    assert trace.merge().gaps == ()
+    joined = trace.merge()
+    assert joined.gaps == ()
+    assert joined.coverage["activations"] == {"seen": 3, "total": 3}
 
 
 def test_an_empty_last_batch_is_told_of() -> None:
