@@ -33,7 +33,7 @@ def missing(attachment: Attachment, recorder: Recorder) -> list[tuple[str, str]]
         ``(module path, reason)``, those found while running first; of calls without rows the name
         of the site.
     """
-    called = {name for name, state in recorder.states.items() if state.calls}
+    called = recorder.with_rows
     empty = {site: c for site, c in recorder.empty_calls.items() if site not in called}
     measured = recorder.measured
     earlier = dict.fromkeys(recorder.known - measured, NOT_NOW)

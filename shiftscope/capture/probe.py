@@ -47,7 +47,14 @@ from shiftscope.capture.recorder import Recorder
 from shiftscope.capture.seen import Seen
 from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.sites import Frame, Names
-from shiftscope.capture.tracing import first_tensor, is_empty, is_plain, is_traced, why_not_plain
+from shiftscope.capture.tracing import (
+    first_tensor,
+    is_empty,
+    is_plain,
+    is_traced,
+    may_be_signal,
+    why_not_plain,
+)
 
 __all__ = ["Attachment"]
 
@@ -296,7 +303,7 @@ class Attachment(Seen):
     ) -> Any:
         op = parse_activation(func, args, kwargs)
         if op is None or not is_plain(op.x) or op.x.dim() == 0:
-            if op is not None:
+            if op is not None and may_be_signal(op.x):
                 self._pass_over(run, frame, op)
             return func(*args, **kwargs)
         recorder, counted = run.recorder, dict(frame.counts)
@@ -370,5 +377,5 @@ class Attachment(Seen):
                 self.refused.setdefault(path, why_not_plain(op.x))
         elif site == frame.path:
             self.refused.setdefault(site, why_not_plain(op.x))
-        elif op.x.is_complex() or op.x.is_nested or op.x.layout is not torch.strided:
-            self.gap(site, why_not_plain(op.x))  # whole numbers are no signals
+        else:
+            self.gap(site, why_not_plain(op.x))

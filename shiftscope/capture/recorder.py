@@ -180,13 +180,16 @@ class Recorder:
     @property
     def empty_calls(self) -> dict[str, EmptyCalls]:
         """Calls without rows of this window, by site: that of the form which has rows, if any."""
-        places = {place_of(name): name for name, s in self.states.items() if s.calls}
-        found = {name: calls for name, calls in self.empty.items() if calls.calls}
-        names = {n: n if self._has_rows(n) else places.get(place_of(n), n) for n in found}
+        own = self.with_rows
+        places = {place_of(site): site for site in own}
+        found = {name: calls for name, calls in [*self.empty.items()] if calls.calls}
+        names = {n: n if n in own else places.get(place_of(n), n) for n in found}
         return {names[name]: calls for name, calls in found.items()}
 
-    def _has_rows(self, site: str) -> bool:
-        return site in self.states and self.states[site].calls > 0
+    @property
+    def with_rows(self) -> set[str]:
+        """Names of the sites that were measured in this window."""
+        return {state.info.site for state in self._all_states() if state.calls}
 
     def _all_states(self) -> list[SiteState]:
         return [*self.states.values()]  # other threads may add sites meanwhile

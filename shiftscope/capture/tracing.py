@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["first_tensor", "is_empty", "is_plain", "is_traced", "why_not_plain"]
+__all__ = ["first_tensor", "is_empty", "is_plain", "is_traced", "may_be_signal", "why_not_plain"]
 
 _VALUELESS = ("torch._subclasses", "torch.fx")
 """Homes of fake and functional tensors, and of the proxies of a symbolic trace."""
@@ -40,6 +40,11 @@ def _is_dense(tensor: Any) -> bool:
         and not tensor.is_quantized
         and not _is_valueless(tensor)
     )
+
+
+def may_be_signal(tensor: Tensor) -> bool:
+    """Whether an activation of it is one of neurons: not of single or of whole numbers."""
+    return tensor.dim() > 0 and (tensor.is_floating_point() or tensor.is_complex())
 
 
 def why_not_plain(tensor: Tensor) -> str:

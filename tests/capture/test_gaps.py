@@ -103,10 +103,15 @@ def test_what_cannot_be_measured_is_listed_beside_what_can(name: str) -> None:
         assert dict(snapshot.gaps) == gaps
 
 
-def test_whole_numbers_are_no_signals() -> None:
-    model = Model(lambda m, x: m.a(x[(x[:, 0] * 9).long().clamp(min=0) % 6]), a=linear())
+def run_with_gates(m: Any, x: Tensor) -> Tensor:
+    places = (x[:, 0] * 9).long().clamp(min=0) % 6
+    return torch.sigmoid(m.gate) * torch.sigmoid(torch.relu(m.a(x[places])))
+
+
+def test_whole_and_single_numbers_are_no_signals() -> None:
+    model = Model(run_with_gates, a=linear(), gate=torch.tensor(0.5))
     for snapshot in measured(model):
-        assert list(snapshot.records) == ["a"]
+        assert list(snapshot.records) == ["a", ":relu", ":sigmoid"]
         assert snapshot.gaps == ()
 
 
