@@ -181,7 +181,7 @@ class Recorder:
     def empty_calls(self) -> dict[str, EmptyCalls]:
         """Calls without rows of this window, by site: that of the form which has rows, if any."""
         own = self.with_rows
-        places = {place_of(site): site for site in own}
+        places = {place_of(site): site for site in sorted(own)}
         found = {name: calls for name, calls in [*self.empty.items()] if calls.calls}
         names = {n: n if n in own else places.get(place_of(n), n) for n in found}
         return {names[name]: calls for name, calls in found.items()}
