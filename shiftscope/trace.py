@@ -28,6 +28,10 @@ _KEPT_ROWS = 20
 """Rows of z that older windows keep: one for each block of the jackknife of the shift share."""
 LIMIT = 256
 """Windows a trace holds at most."""
+_NO_STEP = (
+    "no step was recorded yet",
+    "train on, give every=N for a fixed schedule, or take probe.snapshot()",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Trace:
     Attributes:
         windows: The windows.
         steps_done: Steps that the run has made, recorded or not.
-        missed: Phase to ``(reason, remedy)`` where its latest window had no site to be kept.
+        missed: Phase to ``(reason, remedy)`` where of its latest recorded steps no site was kept.
 
     Raises:
         UsageError: The limit is below 4, or something else than windows is given.
@@ -146,12 +150,13 @@ class Trace:
             for window in reversed(self.windows):
                 if phase in (None, window.phase):
                     return window.snapshot
-        for reason, remedy in self.missed.values():
-            raise UsageError(f"the trace holds no window: {reason}", remedy)
-        raise UsageError(
-            "the trace holds no window: no step was recorded yet",
-            "train on, give every=N for a fixed schedule, or take probe.snapshot()",
-        )
+        reason, remedy = self.why_empty
+        raise UsageError(f"the trace holds no window: {reason}", remedy)
+
+    @property
+    def why_empty(self) -> tuple[str, str]:
+        """Why there is no window, and what to do."""
+        return next(iter(self.missed.values()), _NO_STEP)
 
     def phase(self, name: str) -> Trace:
         """The windows of one phase.
@@ -161,6 +166,7 @@ class Trace:
         """
         made = Trace(limit=self.limit)
         made.windows = [window for window in self.windows if window.phase == name]
+        made.missed = {phase: why for phase, why in self.missed.items() if phase == name}
         return made
 
     def merge(self) -> Snapshot:
@@ -271,7 +277,7 @@ class Trace:
     def __repr__(self) -> str:
         """How many windows, and of which steps."""
         if not self.windows:
-            return "Trace(empty)"
+            return f"Trace(empty: {self.why_empty[0]})" if self.missed else "Trace(empty)"
         last = max(window.last for window in self.windows)
         return f"Trace({len(self)} windows, steps {self.windows[0].first}-{last})"
 

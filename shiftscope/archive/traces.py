@@ -31,6 +31,7 @@ def dump_trace(trace: Trace) -> bytes:
         "schema_version": _VERSION,
         "limit": trace.limit,
         "steps_done": trace.steps_done,
+        "missed": trace.missed,
         "windows": [[w.first, w.last, w.phase] for w in trace.windows],
     }
     buffer = io.BytesIO()
@@ -56,6 +57,8 @@ def parse_trace(content: bytes, name: str, remedy: str) -> Trace:
         manifest = manifest_of(archive, "trace", _VERSION, name)
         made = Trace(limit=max(4, int(manifest["limit"])))
         made.steps_done = int(manifest.get("steps_done", 0))
+        missed = manifest.get("missed", {})
+        made.missed = {str(k): (str(why), str(then)) for k, (why, then) in missed.items()}
         for k, (first, last, phase) in enumerate(manifest["windows"]):
             snapshot = parse(bytes(archive[f"window_{k}"]), name)
             made.windows.append(Window(int(first), int(last), str(phase), snapshot))

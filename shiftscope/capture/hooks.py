@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shiftscope.capture.calls import entered, known_as, left
 
@@ -179,7 +179,11 @@ class Enter(_Hook):
         if _is_dynamo_compiling():  # a strict export traces hooks along with the model
             return
         attachment = self._attachment()
-        if attachment is not None and not entered(self, attachment, module):
+        if attachment is None:
+            return
+        if self.single and (kwargs or len(args) != 1 or not isinstance(args[0], Tensor)):
+            attachment.wait_for_end(self, module)  # it may fail before there is any op
+        if not entered(self, attachment, module):
             attachment.enter(self, module, args, kwargs or {})
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from shiftscope.capture.blocks import Block
 from shiftscope.capture.calls import books_of
 from shiftscope.capture.device_reader import Parts
-from shiftscope.capture.events import Event, count
+from shiftscope.capture.events import Counters, Event, count
 from shiftscope.capture.kinds import by_kind, mixed
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_images import Image, MeanImages
@@ -91,7 +91,7 @@ class Ledger(Recorder):
                     self._alone.add(number)
             return number
 
-    def tell(self, state: SiteState, name: str) -> None:
+    def tell(self, state: Counters, name: str) -> None:
         """Count something at the end of the step; safe from any thread."""
         self._events.append((state, name, None))
 

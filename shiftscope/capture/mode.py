@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from shiftscope.absences import TRANSFORMED
 from shiftscope.capture.calls import CompiledMode, known_as, transforms, when_stale
 from shiftscope.capture.hooks import remove_modes
 from shiftscope.capture.sites import Frame
@@ -31,11 +32,13 @@ class Run:
         recomputing: Whether it is a checkpoint's recomputation.
         recorder: Where the numbers go.
         where: ``(number of the pass, samples in it)``.
+        refused: Path of a module to why something that it runs cannot be measured.
     """
 
-    __slots__ = ("mode", "paused", "recomputing", "recorder", "stack", "trail", "where")
+    __slots__ = ("mode", "paused", "recomputing", "recorder", "refused", "stack", "trail", "where")
 
-    def __init__(self) -> None:
+    def __init__(self, refused: dict[str, str] | None = None) -> None:
+        self.refused = {} if refused is None else refused
         self.trail = Trail()
         self.stack: list[Frame] = []
         self.mode: Any = None
@@ -79,6 +82,8 @@ class PlainMode(TorchFunctionMode):
         """A call that has a handler."""
         run, stack = self.run, self.run.stack
         if not stack or transforms() is not None:
+            if stack:
+                run.refused.setdefault(stack[-1].path, TRANSFORMED)
             return func(*args, **kwargs)
         frame = stack[-1]
         try:

@@ -63,6 +63,11 @@ class Phases:
             window.ended(step)
 
     @property
+    def forwards(self) -> int:
+        """Forward passes that were recorded since the last step ended, of any phase."""
+        return sum(window.forwards for window in self.windows.values())
+
+    @property
     def full(self) -> bool:
         """Whether the window of training has all its steps.
 

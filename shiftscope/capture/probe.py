@@ -17,7 +17,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from shiftscope.capture.activation_ops import ACTIVATION_OPS, parse_activation
+from shiftscope.absences import TRANSFORMED, UNRECORDED
+from shiftscope.capture.activation_ops import ACTIVATION_OPS, ActivationOp, parse_activation
 from shiftscope.capture.activation_plans import ActivationPlan
 from shiftscope.capture.backward import hook_activation, hook_linear
 from shiftscope.capture.calls import transforms
@@ -45,21 +46,22 @@ from shiftscope.capture.module_kinds import (
 from shiftscope.capture.neuron_dims import neurons_lie
 from shiftscope.capture.plans import Call
 from shiftscope.capture.recorder import Recorder
+from shiftscope.capture.seen import Seen
 from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.sites import Frame, Names
-from shiftscope.capture.tracing import first_tensor, is_plain, is_traced, why_not_plain
+from shiftscope.capture.tracing import (
+    first_tensor,
+    is_empty,
+    is_plain,
+    is_traced,
+    may_be_signal,
+    why_not_plain,
+)
 
 __all__ = ["Attachment"]
 
 
-_TRANSFORMED = "called under a transform of torch.func only (vmap, grad): not measured there"
-_UNRECORDED = (
-    "called for its graph or its shapes only (tracing, fake tensors, a CUDA graph), "
-    "or in further batches of a validation"
-)
-
-
-class Attachment:
+class Attachment(Seen):
     """Hooks on a model for one window; a context manager.
 
     Args:
@@ -80,16 +82,10 @@ class Attachment:
         unfuse: bool = False,
         choose: Callable[[], Recorder | None] | None = None,
     ) -> None:
+        super().__init__()
         self.recorder = recorder
         self.names = Names(model)
         self.unfuse, self.choose = unfuse, choose
-        self.forwards = 0
-        self.called: set[str] = set()
-        self.measured: set[str] = set()
-        self.passed: dict[str, str] = {}
-        self.refused: dict[str, str] = {}
-        self.parameters: set[int] = set()
-        self.gaps: dict[tuple[str, str], None] = {}
         self._model = weakref.ref(model)
         self._local = threading.local()
         self._key = unused_key()
@@ -101,7 +97,6 @@ class Attachment:
             **dict.fromkeys(ACTIVATION_OPS, self._activation),
             **dict.fromkeys(FUSED_OPS, self._fused),
         }
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Attachment:
         """Install the hooks."""
@@ -123,7 +118,7 @@ class Attachment:
         self._hooked.append(module)  # first: an interrupt must not lose it
         put_on(module, self._key, Enter(self, path, has_fast_path(module), single))
         if not single:
-            self._wait_for_end(module)
+            put_on(module, self._key, Leave(self))
 
     def __exit__(self, *exc: object) -> None:
         """Remove everything again."""
@@ -171,12 +166,9 @@ class Attachment:
         if not any(is_running(frame.module) for frame in run.stack):
             self._unwind(run)
 
-    def gap(self, path: str, reason: str) -> None:
-        """Note something that is not measured, once."""
-        with self._lock:
-            self.gaps.setdefault((path, reason))
-
-    def _wait_for_end(self, module: nn.Module) -> None:
+    def wait_for_end(self, hook: Enter, module: nn.Module) -> None:
+        """Have a hook tell of the end of a call that may not end with its first op."""
+        hook.single = False
         put_on(module, self._key, Leave(self))
 
     # -- the stack of running modules ---------------------------------------------------------
@@ -184,12 +176,12 @@ class Attachment:
     def enter(self, hook: Enter, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A module begins its forward."""
         if transforms() is not None:
-            self.passed.setdefault(hook.path, _TRANSFORMED)
+            self.pass_by(hook.path, TRANSFORMED)
             return
         try:
             run = self._local.run
         except AttributeError:
-            run = self._local.run = Run()
+            run = self._local.run = Run(self.refused)
         stack = run.stack
         if stack and module is self._model() and not is_running(module):
             self._unwind(run)  # an interrupt, which runs no forward hook, left these behind
@@ -200,12 +192,11 @@ class Attachment:
                 self._follow()
                 hook = cast(Enter, module._forward_pre_hooks.get(self._key, hook))
             if hook.single:  # nobody around it would clear up behind it
-                hook.single = False
-                self._wait_for_end(module)
+                self.wait_for_end(hook, module)
             self._begin(run, args, kwargs)
         recorder, path = run.recorder, hook.path
         if recorder is None:
-            self.passed.setdefault(path, _UNRECORDED)
+            self.pass_by(path, UNRECORDED)
             stack.append(Frame(path, module))
             return
         known, plans = None, recorder.plans
@@ -282,11 +273,13 @@ class Attachment:
         op = LINEAR_OPS[func](args, kwargs, lambda tensor: self.names.is_weight(tensor, frame))
         if op is None or not is_plain(op.x):
             if op is not None:
-                self.refused.setdefault(frame.path, why_not_plain(op.x))
+                self._pass_over(run, frame, op)
             return func(*args, **kwargs)
         edge = edge_of(op.x)
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor) or not is_plain(out):
+            if isinstance(out, Tensor):
+                self.refused.setdefault(frame.path, why_not_plain(out))
             return out
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.linear(frame, op.op, op.weight)
@@ -294,7 +287,7 @@ class Attachment:
             state = recorder.states.get(site)
         else:
             state = recorder.linear(site, frame.path, op, out, run.where)
-            self._mark(recorder, frame, op.weight)
+            self.mark(state, self.names.carriers(frame, op.weight), op.weight)
         if state is None:
             return out
         hook_linear(recorder, state, op, out, edge, count=not run.recomputing)
@@ -312,6 +305,8 @@ class Attachment:
     ) -> Any:
         op = parse_activation(func, args, kwargs)
         if op is None or not is_plain(op.x) or op.x.dim() == 0:
+            if op is not None and may_be_signal(op.x):
+                self._pass_over(run, frame, op)
             return func(*args, **kwargs)
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.activation(frame, op.op)
@@ -321,6 +316,8 @@ class Attachment:
         if not run.recomputing:
             state, z = recorder.activation(site, frame.path, op, dim)
             state.place(lies)
+            if site == frame.path:
+                self.mark(state, {site})
             if frame.plans is not None:
                 call = Call(func, args, kwargs, recorder, state)
                 plan = ActivationPlan.of(call, op, dim, run.trail)
@@ -362,11 +359,25 @@ class Attachment:
         if recorder.detail and not self.names.lasts(op.weight):
             recorder.read_weight_now(state, op)
 
-    def _mark(self, recorder: Any, frame: Frame, weight: Tensor) -> None:
-        owner = self.names.owner_of(weight)
-        with self._lock:
-            for seen in (recorder.measured, self.measured):
-                seen.add(frame.path)
-                if owner is not None:
-                    seen.add(owner[0])
-            self.parameters.add(id(weight if weight._base is None else weight._base))
+    def _pass_over(self, run: Run, frame: Frame, op: LinearOp | ActivationOp) -> None:
+        """Note a call whose tensors cannot be measured; one without rows has its name still."""
+        carriers, weight, dim = set[str](), None, -1
+        if isinstance(op, LinearOp):
+            site = self.names.linear(frame, op.op, op.weight)
+            carriers, weight, dim = self.names.carriers(frame, op.weight), op.weight, op.x_dim
+        else:
+            site = self.names.activation(frame, op.op)
+        if not is_empty(op.x, dim):
+            self._refuse(frame, site, op)
+        elif not run.recomputing:
+            run.recorder.passed(site, carriers)
+            self.mark_empty(site, carriers, weight)
+
+    def _refuse(self, frame: Frame, site: str, op: LinearOp | ActivationOp) -> None:
+        if isinstance(op, LinearOp):
+            for path in self.names.carriers(frame, op.weight):
+                self.refused.setdefault(path, why_not_plain(op.x))
+        elif site == frame.path:
+            self.refused.setdefault(site, why_not_plain(op.x))
+        else:
+            self.gap(site, why_not_plain(op.x))

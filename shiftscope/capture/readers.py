@@ -19,7 +19,7 @@ from shiftscope.capture.compiled_reader import Columns, CompiledReader
 from shiftscope.capture.device_reader import DeviceReaders, Parts
 from shiftscope.capture.kernel_reader import KernelReader
 from shiftscope.capture.readings import OTHER, Reading
-from shiftscope.capture.recent import Recent, Seen
+from shiftscope.capture.recent import Identity, Recent
 from shiftscope.capture.totals import Totals
 from shiftscope.tally.native import built
 
@@ -75,7 +75,7 @@ class Readers:
             return None
         if tensor.is_inference():  # has no version to be known by
             return self._fresh(slot, tensor, kind, dim)
-        seen = Seen.of(tensor, kind, dim, self._turn)
+        seen = Identity.of(tensor, kind, dim, self._turn)
         found: Found | None = self._recent.find(seen)
         if found is None:
             found = self._fresh(slot, tensor, kind, dim)

@@ -16,7 +16,7 @@ from shiftscope.capture.batches import Batch, Score, as_batch, blaming, loss_of
 from shiftscope.capture.copies import copied, fresh, needs_closure, optimizer_for
 from shiftscope.capture.coverage import coverage, missing
 from shiftscope.capture.pictures import pictures
-from shiftscope.capture.placement import device_of, float_dtype
+from shiftscope.capture.placement import device_of, existing, float_dtype
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
 from shiftscope.errors import DataError, MeasureError
@@ -149,7 +149,7 @@ class TrialRun:
         recorder, (manifest, inputs) = attachment.recorder, self.described
         return Snapshot(
             records=recorder.records(),
-            gaps=tuple(missing(attachment, recorder.measured)),
+            gaps=tuple(missing(attachment, recorder)),
             manifest=self._manifest(step, batch) | score.summary() | manifest,
             coverage=coverage(attachment, recorder, 0.0),
             inputs=inputs,
@@ -165,7 +165,7 @@ class TrialRun:
             "dtype": str(float_dtype(self.model)).removeprefix("torch."),
             "mode": "train",
             "model": type(self.model).__name__,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": sum(p.numel() for p in existing(self.model)),
             "batches": 1,
             "samples": batch.samples,
             "rows": self.settings.rows,

@@ -14,7 +14,7 @@ from torch import nn
 
 from shiftscope.capture import distributed
 from shiftscope.capture.arguments import patterns
-from shiftscope.capture.belonging import kept, nothing_since, resumed
+from shiftscope.capture.belonging import kept, note_bypassed, nothing_since, resumed
 from shiftscope.capture.boundary_moves import BoundaryTracker
 from shiftscope.capture.choice import patterns_of
 from shiftscope.capture.conditions import check, is_capturing, noted_on, sample_budget
@@ -221,6 +221,7 @@ class Probe:
         self._attachment.settle()
         with self._lock:
             self._phases.find_scaler()
+            note_bypassed(self.trace, self._phases.forwards, self._attachment)
             self._phases.end_step(self._schedule.steps)
             if self._phases.full:
                 self._close_windows()

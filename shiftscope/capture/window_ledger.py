@@ -143,6 +143,7 @@ class WindowLedger(Ledger):
         self._mean_images.clear()
         for state in list(self.states.values()):
             state.restart()
+        self.empty.clear()
 
     def _to_stream(
         self, slot: int, moments: Moments, sample: RowSample | None, known: dict[int, Extrema]

@@ -73,7 +73,7 @@ class OpenWindow:
             return None
         snapshot = Snapshot(
             records=shown,
-            gaps=tuple(missing(attachment, recorder.measured)),
+            gaps=tuple(missing(attachment, recorder)),
             manifest={**described(*what), **self.told(), **about},
             coverage=coverage(attachment, recorder, 0.0),
             pictures=pictures({name: recorder.states[name] for name in shown}),

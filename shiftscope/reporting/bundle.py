@@ -89,7 +89,7 @@ def report(
             _write(place / "report.html", text.encode())
         if "json" in wanted:
             content = document(snapshot, told) | {"verdict": verdict(told, measured)}
-            content |= {} if trace is None else {"windows": _windows(trace)}
+            content |= {} if trace is None else _of_run(trace)
             _write(place / "report.json", strict_json(content).encode())
         if "png" in wanted:
             for picture in pictures:
@@ -116,10 +116,12 @@ def _pictures(
     ]
 
 
-def _windows(trace: Trace) -> list[dict[str, Any]]:
-    return [
+def _of_run(trace: Trace) -> dict[str, Any]:
+    windows = [
         {"first": w.first, "last": w.last, "phase": w.phase, **headline(w.snapshot)} for w in trace
     ]
+    missed = {phase: reason for phase, (reason, _) in trace.missed.items()}
+    return {"windows": windows} | ({"missed": missed} if missed else {})
 
 
 def _write(path: Path, content: bytes) -> None:

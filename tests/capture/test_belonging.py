@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from watch_cases import SGD, hooks_left, network
 
@@ -64,6 +64,29 @@ def test_the_optimizer_of_another_model_is_refused() -> None:
         ss.watch(torch.compile(model, backend="eager"), SGD(other.parameters(), lr=0.1))
 
 
+@pytest.mark.parametrize("model", [nn.Sequential(), nn.ReLU(), nn.BatchNorm1d(3, affine=False)])
+def test_an_optimizer_is_none_of_a_model_without_parameters(model: nn.Module) -> None:
+    with pytest.raises(
+        ss.UsageError, match="the SGD holds parameters, and there are none"
+    ) as caught:
+        ss.watch(model, SGD(network().parameters(), lr=0.1))
+    assert "call probe.step()" in caught.value.remedy
+    assert hooks_left(model) == 0
+    ss.watch(model).detach()
+
+
+class Bare(nn.Module):
+    """Its weights are plain tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.randn(4, 3).requires_grad_()
+        self.more = {"v": torch.randn(3, 2).requires_grad_()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x @ self.w) @ self.more["v"]
+
+
 class Wrapper:
     """As trainers wrap optimizers."""
 
@@ -105,6 +128,8 @@ CASES: dict[str, tuple[Any, Any]] = {
     "compiled": (lambda: torch.compile(network(), backend="eager"), own),
     "data parallel": (lambda: nn.DataParallel(network()), own),
     "flat": (network, flat_optimizer),
+    "plain tensors": (Bare, lambda m: SGD([m.w], lr=0.1)),
+    "plain tensors in a table": (Bare, lambda m: SGD(m.more.values(), lr=0.1)),
     "frozen": (lambda: network().requires_grad_(False), of_another),
     "master copies": (lambda: network().bfloat16(), of_another),
     "without an address": (lambda: network().to("meta"), lambda _: own(network().to("meta"))),

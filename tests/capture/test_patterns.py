@@ -14,7 +14,7 @@ from watch_cases import SGD, network, train
 import shiftscope as ss
 
 
-@pytest.mark.parametrize("sites", ["nope*", ["nope", "3"], "0x", "0.x", "20:relu"])
+@pytest.mark.parametrize("sites", ["nope*", ["nope", "3"], "0x", "0.x", "0.2", "20:relu"])
 def test_patterns_that_can_match_nothing_are_refused_at_once(sites: Any) -> None:
     for use in (ss.watch, lambda model, **options: ss.analyze(model, [], **options)):
         with pytest.raises(ss.UsageError, match="no site matches") as caught:
@@ -37,7 +37,7 @@ def test_patterns_of_modules_and_functions_are_kept(sites: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:no site matches")
-@pytest.mark.parametrize("sites", ["*nope*", "fc:relu", "fc.2", ["fc.3", ":gelu"]])
+@pytest.mark.parametrize("sites", ["*nope*", "fc:relu", "fc~2", ["fc~3", ":gelu"]])
 def test_where_nothing_matches_the_errors_say_so(sites: Any, tmp_path: Path) -> None:
     probe = train(Functional(), sites=sites)
     uses = (
