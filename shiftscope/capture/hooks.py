@@ -77,11 +77,17 @@ def remove_modes(ours: Callable[[Any], bool]) -> None:
         torch._C._push_on_torch_function_stack(other)
 
 
-def is_running(module: nn.Module) -> bool:
-    """Whether a forward of this very module is under way in this thread (it calls itself)."""
+def is_running(owner: Any, method: str = "forward") -> bool:
+    """Whether a method of this very object is under way in this thread.
+
+    Args:
+        owner: A module, or what else may be under way.
+        method: The name of the method; that of a module as it is called is ``_call_impl``, which
+            its own hooks are called by, too.
+    """
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "forward" and frame.f_locals.get("self") is module:
+        if frame.f_code.co_name == method and frame.f_locals.get("self") is owner:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
@@ -194,7 +200,17 @@ class Leave(_Hook):
             return
         attachment = self._attachment()
         if attachment is not None and not left(attachment, module):
-            attachment.leave(module)
+            attachment.leave(module, failed=output is None and _has_raised())
+
+
+def _has_raised() -> bool:
+    """Whether the module whose hook asks has raised, and is about to say so to its caller.
+
+    An exception that the user handles around the call does not come from the frame of the call.
+    """
+    error = sys.exc_info()[1]
+    trace = None if error is None else error.__traceback__
+    return trace is not None and trace.tb_frame is sys._getframe(2)
 
 
 def _inert() -> Any:

@@ -22,19 +22,18 @@ import torch
 from torch import Tensor
 
 from shiftscope.capture.blocks import Block
-from shiftscope.capture.calls import books_of
 from shiftscope.capture.compiled_reader import Columns, CompiledReader
 from shiftscope.capture.device_reader import DeviceReaders, Parts
-from shiftscope.capture.events import Event, count
+from shiftscope.capture.events import count
 from shiftscope.capture.kernel_reader import KernelReader
 from shiftscope.capture.kinds import by_kind, mixed
 from shiftscope.capture.linear_ops import LinearOp
-from shiftscope.capture.mean_inputs import Image, MeanImages
+from shiftscope.capture.mean_inputs import MeanImages
 from shiftscope.capture.readings import IMAGE, OTHER, ROWS, Reading
-from shiftscope.capture.recorder import Recorder, Settings
-from shiftscope.capture.sampling import Sampler
+from shiftscope.capture.recorder import Settings
 from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.totals import Totals
+from shiftscope.capture.waiting import Waiting
 from shiftscope.tally import Moments
 from shiftscope.tally.native import built
 from shiftscope.tally.steps import all_within
@@ -60,7 +59,7 @@ class _Local(threading.local):
         self.recent: list[tuple[Any, tuple[int, int], Any, Found, int]] = []
 
 
-class Ledger(Recorder):
+class Ledger(Waiting):
     """Readings of the step that runs, and what they become when it ends.
 
     Args:
@@ -76,7 +75,6 @@ class Ledger(Recorder):
         self.slots: list[tuple[SiteState, str]] = []
         self._numbers: dict[tuple[str, str], int] = {}
         self._gradient: list[bool] = []
-        self._imaged: list[bool] = []
         self._alone: set[int] = set()
         self._every: dict[int, int] = {}
         self._seen: set[int] = set()
@@ -84,16 +82,12 @@ class Ledger(Recorder):
         self._pieces: dict[int, Moments] = {}
         self._lost: dict[int, Tensor] = {}
         self._fed_by: dict[SiteState, SiteState] = {}
-        self._pending: list[tuple[int, Found]] = []
-        self._events: list[Event] = []
-        self._images: list[Image] = []
-        self._sampler = Sampler(settings)
         self._mean_images = MeanImages()
-        self._local, self._turn = _Local(), 0
+        self._local = _Local()
         self._compiled = CompiledReader() if built() else None
-        self._looks = [] if self._compiled is None else [self._compiled.look]
+        if self._compiled is not None:
+            self._looks.append(self._compiled.look)
         self._devices, self._kernels = DeviceReaders(self._looks), KernelReader()
-        self.books = books_of(self._pending, self._events, self._looks, self._imaged)
         self.itself: Callable[[], Any] = weakref.ref(self)
 
     # -- during a step --------------------------------------------------------------------------
@@ -111,10 +105,6 @@ class Ledger(Recorder):
                 if name == "grad_z_alone":
                     self._alone.add(number)
             return number
-
-    def tell(self, state: SiteState, name: str) -> None:
-        """Count something at the end of the step; safe from any thread."""
-        self._events.append((state, name, None))
 
     def look(self, slot: int, tensor: Tensor, kind: int, dim: int) -> Found | None:
         """Read a tensor, unless this thread just did; None for a tensor without rows.
@@ -162,11 +152,6 @@ class Ledger(Recorder):
         if len(recent) > _RECENT:
             del recent[0]
         return made
-
-    def write(self, slot: int, reading: Found | None) -> None:
-        """Keep a reading for the end of the step."""
-        if reading is not None:
-            self._pending.append((slot, reading))
 
     def take(self, slot: int, tensor: Tensor, kind: int, dim: int = -1) -> None:
         """Read and keep."""
@@ -341,17 +326,6 @@ class Ledger(Recorder):
         waiting = sum(len(r.mean) for _, r in self._pending if isinstance(r, Reading))
         waiting += 0 if self._compiled is None else self._compiled.used
         return waiting + self._devices.used > _MANY
-
-    def _withdraw(self) -> tuple[list[Any], list[Event], list[Any]]:
-        taken: list[Any] = []
-        lists: tuple[list[Any], ...] = (self._pending, self._events, self._images)
-        for items in lists:
-            # Other threads may append meanwhile: the same lists are emptied, not replaced.
-            number = len(items)
-            taken.append(items[:number])
-            del items[:number]
-        self._turn += 1  # what any thread read last has lost its place
-        return taken[0], taken[1], taken[2]
 
     def _add_all(
         self, closed: Sequence[Totals | Block], add: Callable[[int, Moments], None]

@@ -31,9 +31,14 @@ class Run:
         recomputing: Whether it is a checkpoint's recomputation.
         recorder: Where the numbers go.
         where: ``(number of the pass, samples in it)``.
+        mark: What its recorder had when it began; None where nothing is to be taken back.
+        alone: Whether no other thread was amid a pass then.
     """
 
-    __slots__ = ("mode", "paused", "recomputing", "recorder", "stack", "trail", "where")
+    __slots__ = (
+        *("mode", "paused", "recomputing", "recorder", "stack", "trail", "where"),
+        *("__weakref__", "alone", "mark"),
+    )
 
     def __init__(self) -> None:
         self.trail = Trail()
@@ -43,6 +48,8 @@ class Run:
         self.recomputing = False
         self.recorder: Any = None
         self.where = (0, 1)
+        self.mark: Any = None
+        self.alone = True
 
     def owns(self, mode: Any) -> bool:
         """Whether a mode was pushed for this forward pass."""

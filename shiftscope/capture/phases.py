@@ -53,7 +53,11 @@ class Phases:
         """
         for phase in list(self.recorders) if only is None else [only]:
             recorder, window = self.recorders.get(phase), self.windows.get(phase)
-            if recorder is None or window is None or not window.forwards:
+            if recorder is None or window is None:
+                continue
+            window.forwards -= recorder.failed
+            recorder.failed = 0
+            if not window.forwards:
                 continue
             recorder.step = step
             recorder.flush()
@@ -94,6 +98,7 @@ class Phases:
         recorder, window = self.recorders.get("train"), self.windows.get("train")
         if recorder is not None:
             recorder.discard()
+            recorder.failed = 0
         if window is not None:
             window.forwards = 0
 

@@ -103,9 +103,8 @@ def test_training_goes_on_after_an_interrupt_that_the_user_caught() -> None:
         model.error = None
         trained(model, optimizer, 3)
     assert left(model, optimizer) == []
-    assert dict(zip(*probe.snapshot().sites[["site", "count"]].to_numpy().T, strict=True)) == {
-        **{"first": 52, ":relu": 52, "second": 48},
-    }
+    sites = probe.snapshot().sites
+    assert set(sites["count"]) == {48}  # without what the interrupted pass had recorded
 
 
 def test_a_failure_at_the_end_does_not_replace_the_users_exception(
