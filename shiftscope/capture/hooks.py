@@ -77,17 +77,16 @@ def remove_modes(ours: Callable[[Any], bool]) -> None:
         torch._C._push_on_torch_function_stack(other)
 
 
-def is_running(owner: Any, method: str = "forward") -> bool:
-    """Whether a method of this very object is under way in this thread.
+def is_running(module: nn.Module, method: str = "forward") -> bool:
+    """Whether a method of this very module is under way in this thread.
 
     Args:
-        owner: A module, or what else may be under way.
-        method: The name of the method; that of a module as it is called is ``_call_impl``, which
-            its own hooks are called by, too.
+        module: The module.
+        method: The name of the method; ``_call_impl`` is what calls the forward and its hooks.
     """
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == method and frame.f_locals.get("self") is owner:
+        if frame.f_code.co_name == method and frame.f_locals.get("self") is module:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False

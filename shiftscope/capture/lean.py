@@ -151,6 +151,7 @@ class LeanRecorder(Ledger):
 
     def restart(self) -> None:
         """Begin a new window: forget the numbers, keep what is known of the ops."""
+        self._closed()
         self._totals.clear()
         self._lost.clear()
         self._fed_by.clear()
