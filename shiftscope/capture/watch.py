@@ -59,7 +59,8 @@ def watch(
     Args:
         model: The model that is trained; data-parallel and compile wrappers are looked through.
         optimizer: Its optimizer: steps are counted for you. None: call ``probe.step()`` in each,
-            when its gradients are there and before the weights change.
+            when its gradients are there and before the weights change. Of a closure that a step
+            evaluates several times (LBFGS) the first evaluation is recorded.
         every: Record every N-th step; None to keep within the budget.
         budget: Share of the training time that recording may take, measured on this run.
         sites: Pattern or patterns (``fnmatch``) of the sites to keep.
@@ -75,7 +76,8 @@ def watch(
             over each recorded step (``probe.boundaries``); None for none.
 
     Returns:
-        The probe: a context manager, or a plain object to be detached.
+        The probe: a context manager, or a plain object to be held and detached; one that nobody
+        holds any more takes its hooks along.
 
     Raises:
         UsageError: An argument has no meaning, or belongs to another model.
@@ -157,6 +159,7 @@ class Probe:
         """End a training step; only where no optimizer was given.
 
         To be called before the weights change: facts of weights are of those that are there now.
+        A loop may go on to call it after :meth:`detach`, where it does nothing.
 
         Raises:
             UsageError: The optimizer counts the steps already.
@@ -177,7 +180,7 @@ class Probe:
             phase: The phase it is counted for.
 
         Raises:
-            UsageError: The phase is no name.
+            UsageError: The phase is no name, or the probe is detached.
         """
         expect("phase", phase, str, remedy='give "eval", "train" or a name of your own')
         if self._recording.done:
