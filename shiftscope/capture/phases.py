@@ -68,19 +68,20 @@ class Phases:
                 self.end_step(step, phase)
         return self._span == 1 and self.full
 
-    def take_back(self, step: int) -> None:
-        """A step that was complete has failed: forget its passes, they will be run anew.
+    def take_back(self, step: int, phase: str) -> None:
+        """A step has failed: forget its passes, they will be run anew.
 
         Args:
             step: Its number.
+            phase: What a pass of the model is of, as it is trained.
         """
-        chosen = self._trained_in(step)
+        chosen = self._trained_in(step, phase)
         self.closed = [window for window in self.closed if window.phase not in chosen]
-        for phase in chosen & self.windows.keys():
-            self._discard(phase)
-            window = self.windows[phase]
+        for own in chosen & self.windows.keys():
+            self._discard(own)
+            window = self.windows[own]
             if window.steps and window.last == step:
-                self._take_back(phase, window)
+                self._take_back(own, window)
 
     def _take_back(self, phase: str, window: OpenWindow) -> None:
         """A step was merged before it failed, as weights had to be read."""
@@ -90,15 +91,18 @@ class Phases:
             return
         # A site that ran for the first time amid the window: merged is merged.
         window.steps -= 1
-        window.notes[f"step {window.last} failed and was made again: both tries are counted"] = None
+        window.notes[f"step {window.last} raised and was made again: both tries are counted"] = None
 
-    def _trained_in(self, step: int) -> set[str]:
-        """The phase that trains, or all of a step where a model is trained in evaluation mode."""
+    def _trained_in(self, step: int, phase: str) -> set[str]:
+        """The phase a step trains in, where any of its passes was recorded.
+
+        It is another than ``"train"`` where a model is trained in evaluation mode.
+        """
         taking_part = {window.phase for window in self.closed}
-        for phase, window in self.windows.items():
+        for own, window in self.windows.items():
             if window.forwards or (window.steps and window.last == step):
-                taking_part.add(phase)
-        return {"train"} if "train" in taking_part else taking_part
+                taking_part.add(own)
+        return {"train"} & taking_part or {phase} & taking_part
 
     def end_step(self, step: int, only: str | None = None) -> None:
         """What was read since the last step is of one that has ended.
@@ -122,12 +126,12 @@ class Phases:
                 recorder.settle()
             window.ended(step)
 
-    def note(self, step: int, text: str) -> None:
-        """Say something of all numbers of a step that has ended."""
-        self.closed = [noted(w, text) if w.last == step else w for w in self.closed]
-        for window in self.windows.values():
-            if window.steps and window.last == step:
-                window.notes[text] = None
+    def note(self, step: int, phase: str, text: str) -> None:
+        """Say something of all numbers of a training step that has ended."""
+        chosen = self._trained_in(step, phase)
+        self.closed = [noted(w, text) if w.phase in chosen else w for w in self.closed]
+        for own in chosen & self.windows.keys():
+            self.windows[own].notes[text] = None
 
     @property
     def full(self) -> bool:

@@ -53,7 +53,7 @@ __all__ = ["Attachment"]
 _TRANSFORMED = "called under a transform of torch.func only (vmap, grad): not measured there"
 _UNRECORDED = (
     "called for its graph or its shapes only (tracing, fake tensors, a CUDA graph), "
-    "or in further batches of a validation"
+    "or in further batches of a validation or evaluations of a closure"
 )
 
 

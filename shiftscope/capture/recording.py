@@ -32,6 +32,8 @@ _FIRST_ALONE = (
     " recorded is the first time"
 )
 
+_BOTH = "a step that raised was made again: passes of both tries are counted"
+
 
 class Recording:
     """Recorded steps of one training run; what nobody holds any more leaves nothing behind.
@@ -71,7 +73,8 @@ class Recording:
         self.done = self._recorded = False
         self._forced: str | None = None
         self._evaluated = -1
-        self._ran_again = False
+        self._trained = "train"
+        self._notes: dict[str, None] = {}
         self._eager = Eager()
         # Not a strong reference: what is dropped goes at once, and takes its hooks along.
         self.attachment: Attachment | None = Attachment(
@@ -92,7 +95,10 @@ class Recording:
     def begun(self) -> bool:
         """A step begins; whether it is recorded."""
         self._phases.scale.stepped()
-        return self._recorded and self.attachment is not None
+        if not self._recorded or self.attachment is None:
+            return False
+        self._trained = self._forced or self._phase()
+        return True
 
     def complete(self) -> None:
         """The gradients of a recorded step are there, and the weights still those of its passes."""
@@ -134,16 +140,21 @@ class Recording:
 
     def _merge_step(self) -> None:
         self._phases.end_step(self._schedule.steps)
-        if self._ran_again:
-            self._phases.note(self._schedule.steps, _FIRST_ALONE)
-            self._ran_again = False
+        while self._notes:
+            text, _ = self._notes.popitem()
+            self._phases.note(self._schedule.steps, self._trained, text)
 
     def failed(self) -> None:
         """A recorded step raised: what was recorded for it is of no step."""
         with self.lock:
-            self._phases.take_back(self._schedule.steps)
-            self._ran_again = False
+            self._phases.take_back(self._schedule.steps, self._trained)
+            self._notes.clear()
             self._schedule.pause()
+
+    def made_again(self) -> None:
+        """A recorded step raised and is made again, with the passes recorded before it."""
+        self._notes[_BOTH] = None
+        self._schedule.pause()
 
     def waits(self) -> bool:
         """Whether forward passes were recorded for the step to come."""
@@ -151,7 +162,7 @@ class Recording:
 
     def left_out(self) -> None:
         """A forward pass runs again within a step, and is not recorded."""
-        self._ran_again = True
+        self._notes[_FIRST_ALONE] = None
 
     def _attach(self) -> None:
         """Install the hooks for the step to come, where they are not there already."""

@@ -38,6 +38,9 @@ class _Listener(Protocol):
     def failed(self) -> None:
         """A recorded step raised: what was recorded for it is of no step."""
 
+    def made_again(self) -> None:
+        """A recorded step raised and is made again, with the passes recorded before it."""
+
     def waits(self) -> bool:
         """Whether forward passes were recorded for the step to come."""
 
@@ -69,10 +72,11 @@ class Steps:
         self._listener = weakref.ref(listener)
         self._optimizer: Callable[[], Optimizer | None] = lambda: None
         self._place: int | None = None
-        self._due = self._again = self._open = False
-        self._inner = 0
+        # of the step under way: its thread, whether it has begun, its gradients are to come, its
+        # closure runs for the first time, or again, and whether no pass was recorded before it
         self._thread: int | None = None
-        self._number = 0
+        self._open = self._due = self._first = self._again = self._fresh = False
+        self._inner = self._number = 0
         if given is not None:
             self._listen(optimizer_of(given))
 
@@ -103,7 +107,7 @@ class Steps:
         A pass behind a step that raised is one of its next try.
         """
         own = self._thread == threading.get_ident()
-        if not (own or self._again):
+        if self._first or not (own or self._again):
             return True
         listener = self._listener()
         if listener is None:
@@ -140,13 +144,14 @@ class Steps:
             return None
         place, closure = self._closure_in(args, kwargs)
         if closure is None:
+            self._fresh = True
             self._complete(listener)
             return None
-        if self._thread is not None:
-            listener.failed()  # the step before raised, and its passes are run anew
-        self._thread, self._due = None, True
+        if self._thread is not None:  # the step before raised, and its closure runs anew
+            (listener.failed if self._fresh else listener.made_again)()
+        self._thread, self._due, self._fresh = threading.get_ident(), True, not listener.waits()
         self._number += 1
-        followed = self._followed(closure, self._number, fresh=not listener.waits())
+        followed = self._followed(closure, self._number)
         if place is None:
             return args, {**kwargs, "closure": followed}
         return (*args[:place], followed, *args[place + 1 :]), kwargs
@@ -179,15 +184,12 @@ class Steps:
         closure = kwargs.get("closure") if place is None else args[place]
         return place, closure if callable(closure) else None
 
-    def _followed(
-        self, closure: Callable[..., Any], number: int, fresh: bool
-    ) -> Callable[..., Any]:
+    def _followed(self, closure: Callable[..., Any], number: int) -> Callable[..., Any]:
         """The closure of a step, which tells when it has run for the first time.
 
         Args:
             closure: The user's.
             number: Of the step: an optimizer may keep the closure beyond it.
-            fresh: Whether no pass was recorded for the step before it began.
         """
         versions = self._versions()
 
@@ -200,12 +202,11 @@ class Steps:
                 self._complete(listener)  # the passes before the step are what it updates by (SAM)
             if not self._due:
                 return self._evaluate_again(closure, args, kwargs)
+            self._first = True
             try:
                 value = closure(*args, **kwargs)
-            except BaseException:
-                if fresh:
-                    listener.failed()
-                raise
+            finally:
+                self._first = False
             self._complete(listener)
             return value
 

@@ -15,7 +15,8 @@ __all__ = ["Mark", "Waiting"]
 
 _LEFT_OUT = "forward passes that raised are left out"
 _COUNTED = (
-    "a forward pass that raised is counted as far as it came: other threads ran the model meanwhile"
+    "a forward pass that raised is counted as far as it came: other threads ran the model "
+    "or ended a step meanwhile"
 )
 
 

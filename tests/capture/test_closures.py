@@ -172,6 +172,26 @@ def test_micro_batches_before_the_closure_are_of_its_step() -> None:
     assert [w.snapshot.records["0"].calls for w in loop.probe.trace] == [2, 2]
 
 
+def test_micro_batches_stay_where_the_closure_alone_runs_again_and_it_is_told() -> None:
+    loop, errors = Loop(MAKE["sgd"], {"every": 1, "window": 1}), [ValueError()]
+    first, second, *_ = batches()
+
+    def closure() -> None:
+        loop.model(second).square().mean().backward()
+        if errors:
+            raise errors.pop()
+
+    loop.model(first).square().mean().backward()
+    with pytest.raises(ValueError):  # noqa: PT011
+        loop.optimizer.step(closure)  # type: ignore[arg-type]
+    loop.optimizer.step(closure)  # type: ignore[arg-type]
+    assert loop.probe is not None
+    loop.probe.detach()
+    (window,) = loop.probe.trace
+    assert window.snapshot.records["0"].calls == 3
+    assert "both tries" in "".join(window.snapshot.records["0"].notes)
+
+
 class Sam(torch.optim.SGD):
     """Moves the weights by the gradients that are there, and updates by those of the closure."""
 

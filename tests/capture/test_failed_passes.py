@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tally_support import READERS, read_by
 from torch import Tensor, nn
 
 import shiftscope as ss
@@ -99,6 +100,15 @@ def test_a_batch_that_raised_is_as_if_it_had_never_been(
         notes = {name: record.notes for name, record in one.snapshot.records.items()}
         assert notes["first"] == notes["conv"] == ((LEFT_OUT,) if hit else ())
         assert notes["last"] == ()  # the pass did not come so far
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_takes_back_what_it_read(reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_by(reader, monkeypatch)
+    got, want = run({step: ERRORS["oom"]() for step in (0, 1, 2, 3)}), run({})
+    for one, other in zip(got, want, strict=True):
+        a, b = (w.snapshot.neurons.select_dtypes("number").to_numpy() for w in (one, other))
+        np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_passes_that_end_well_count_while_the_user_handles_an_exception() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -190,7 +192,58 @@ def test_a_site_that_began_in_the_step_that_failed_amid_a_window_is_told() -> No
     assert window.snapshot.manifest["steps"] == 4
     record = window.snapshot.records["first"]
     assert record.calls == 5
-    assert record.notes == ("step 2 failed and was made again: both tries are counted",)
+    assert record.notes == ("step 2 raised and was made again: both tries are counted",)
+
+
+def mixed(seed: int, fails: bool) -> ss.Trace:
+    """A loop of all kinds of steps, where all kinds of things fail or nothing does."""
+    draw, data = random.Random(seed), torch.Generator().manual_seed(seed)
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = Fails(model.parameters(), lr=0.05)
+    options = {"every": draw.choice((1, 1, 2)), "window": draw.choice((1, 2, 3))}
+
+    def raises(*_: Any) -> None:
+        raise ValueError
+
+    def batch(x: Tensor) -> Tensor:
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    def fails_in_a_pass(x: Tensor) -> None:
+        hook = model.first.register_forward_hook(raises)
+        with pytest.raises(ValueError):  # noqa: PT011
+            model(x)
+        hook.remove()
+
+    with ss.watch(model, optimizer, **options) as probe:
+        for _ in range(8):
+            parts = [torch.randn(5, 6, generator=data) for _ in range(draw.choice((1, 2)))]
+            by_closure, plan = draw.random() < 0.4, draw.choices((0, 1), (2, 1), k=4)
+            evaluated = draw.random() < 0.3
+            if evaluated:
+                with torch.no_grad():
+                    model.eval()(parts[0])
+                model.train()
+            for again in (True, False) if plan[0] and fails else (False,):
+                optimizer.zero_grad()
+                before = parts[:-1] if by_closure else parts
+                for part in before:
+                    if plan[1] and fails:
+                        fails_in_a_pass(part + 3)
+                    batch(part)
+                if plan[2] and fails:
+                    fails_in_a_pass(parts[0])
+                optimizer.error = RuntimeError() if again else None
+                with contextlib.suppress(RuntimeError):
+                    optimizer.step((lambda x=parts[-1]: batch(x)) if by_closure else None)
+    return probe.trace
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_any_mixture_of_failures_leaves_the_numbers_of_a_run_without(seed: int) -> None:
+    agree(mixed(seed, True), mixed(seed, False))
 
 
 class Twice(torch.optim.SGD):
