@@ -50,6 +50,8 @@ class Recording:
 
     Attributes:
         attachment: Installs the hooks; None when all is over.
+        done: Whether all is over.
+        lock: Held around every change of what was recorded.
         steps: Tells of the optimizer's steps.
         obstacles: What ran and could not be measured, as of the latest end of windows.
     """
@@ -132,6 +134,8 @@ class Recording:
             self._leave()
 
     def _end_step(self) -> None:
+        if self.attachment is not None:
+            self.attachment.settle()
         with self.lock:
             self._merge_step()
             if self._phases.full:

@@ -69,6 +69,7 @@ class Steps:
 
     def __init__(self, given: Any, listener: _Listener) -> None:
         self._handles: list[Any] = []
+        self._inner = self._number = 0
         self._listener = weakref.ref(listener)
         self._optimizer: Callable[[], Optimizer | None] = lambda: None
         self._place: int | None = None
@@ -76,7 +77,6 @@ class Steps:
         # closure runs for the first time, or again, and whether no pass was recorded before it
         self._thread: int | None = None
         self._open = self._due = self._first = self._again = self._fresh = False
-        self._inner = self._number = 0
         if given is not None:
             self._listen(optimizer_of(given))
 
@@ -96,6 +96,7 @@ class Steps:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._number += 1  # a closure that is still about is the user's and nothing else
 
     def __del__(self) -> None:
         """Of steps that nobody listens to no hook stays."""
@@ -147,14 +148,18 @@ class Steps:
             self._fresh = True
             self._complete(listener)
             return None
-        if self._thread is not None:  # the step before raised, and its closure runs anew
-            (listener.failed if self._fresh else listener.made_again)()
-        self._thread, self._due, self._fresh = threading.get_ident(), True, not listener.waits()
-        self._number += 1
+        self._await(listener)
         followed = self._followed(closure, self._number)
         if place is None:
             return args, {**kwargs, "closure": followed}
         return (*args[:place], followed, *args[place + 1 :]), kwargs
+
+    def _await(self, listener: _Listener) -> None:
+        """The gradients of the step come with its closure."""
+        if self._thread is not None:  # the step before raised, and its closure runs anew
+            (listener.failed if self._fresh else listener.made_again)()
+        self._thread, self._due, self._fresh = threading.get_ident(), True, not listener.waits()
+        self._number += 1
 
     def _end(self, *_: Any) -> None:
         if self._inner:

@@ -141,6 +141,16 @@ def test_facts_of_weights_are_of_those_the_forward_pass_used() -> None:
         np.testing.assert_allclose(got, weight.norm(dim=1), rtol=1e-6)
 
 
+def test_a_layer_that_is_swapped_between_steps_is_recorded_at_once() -> None:
+    loop = Loop(MAKE["lbfgs"], {"every": 1, "window": 1})
+    for x in batches()[:3]:
+        loop.optimizer.step(functools.partial(loop.loss, x))
+        loop.model[3] = nn.Linear(8, 3)  # type: ignore[operator]
+    assert loop.probe is not None
+    loop.probe.detach()
+    assert [list(w.snapshot.records) for w in loop.probe.trace] == [["0", "1", "3"]] * 3
+
+
 def test_off_schedule_no_closure_is_touched() -> None:
     loop, seen = Loop(MAKE["sgd"], {"every": 3}), []
     loop.optimizer.register_step_post_hook(lambda _, args, kwargs: seen.append((args, kwargs)))
