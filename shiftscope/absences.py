@@ -20,7 +20,7 @@ NO_GRADIENTS = "called in another phase only: modules run under no_grad count fo
 TRANSFORMED = "called under a transform of torch.func only (vmap, grad): not measured there"
 UNRECORDED = (
     "called for its graph or its shapes only (tracing, fake tensors, a CUDA graph), "
-    "or in further batches of a validation"
+    "or in further batches of a validation or evaluations of a closure"
 )
 _WITHOUT_CALLS = (NOT_CALLED, NOT_NOW)
 _ABSENT = (*_WITHOUT_CALLS, NO_GRADIENTS, TRANSFORMED, UNRECORDED)

@@ -33,9 +33,14 @@ class Run:
         recorder: Where the numbers go.
         where: ``(number of the pass, samples in it)``.
         refused: Path of a module to why something that it runs cannot be measured.
+        mark: What its recorder had when it began; None where nothing is to be taken back.
+        alone: Whether no other thread was amid a pass then.
     """
 
-    __slots__ = ("mode", "paused", "recomputing", "recorder", "refused", "stack", "trail", "where")
+    __slots__ = (
+        *("mode", "paused", "recomputing", "recorder", "refused", "stack", "trail", "where"),
+        *("__weakref__", "alone", "mark"),
+    )
 
     def __init__(self, refused: dict[str, str] | None = None) -> None:
         self.refused = {} if refused is None else refused
@@ -46,6 +51,8 @@ class Run:
         self.recomputing = False
         self.recorder: Any = None
         self.where = (0, 1)
+        self.mark: Any = None
+        self.alone = True
 
     def owns(self, mode: Any) -> bool:
         """Whether a mode was pushed for this forward pass."""

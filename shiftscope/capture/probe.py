@@ -88,6 +88,7 @@ class Attachment(Seen):
         self.unfuse, self.choose = unfuse, choose
         self._model = weakref.ref(model)
         self._local = threading.local()
+        self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
         self._key = unused_key()
         self._hooked: list[nn.Module] = []
         self._trained: Any = recorder
@@ -138,7 +139,7 @@ class Attachment(Seen):
     def detach(self) -> None:
         """Remove all hooks and a mode that an interrupt may have left behind; idempotent."""
         try:
-            self._unwind(getattr(self._local, "run", None))
+            self._clear_up(getattr(self._local, "run", None))
             remove_stale()
         finally:
             self._remove()
@@ -161,10 +162,14 @@ class Attachment(Seen):
         """A step ends: clear up behind a forward pass that an interrupt ended."""
         self._settled = True
         run = getattr(self._local, "run", None)
-        if run is None or run.mode is None:
-            return
-        if not any(is_running(frame.module) for frame in run.stack):
-            self._unwind(run)
+        if run is not None and run.mode is not None and not _goes_on(run):
+            self._abandon(run)
+
+    def _clear_up(self, run: Run | None) -> None:
+        """Leave a forward pass, whether it goes on or an interrupt ended it."""
+        if run is not None and run.mode is not None and not _goes_on(run):
+            self._abandon(run)
+        self._unwind(run)
 
     def wait_for_end(self, hook: Enter, module: nn.Module) -> None:
         """Have a hook tell of the end of a call that may not end with its first op."""
@@ -182,12 +187,14 @@ class Attachment(Seen):
             run = self._local.run
         except AttributeError:
             run = self._local.run = Run(self.refused)
+            with self._lock:
+                self._runs.add(run)
         stack = run.stack
         if stack and module is self._model() and not is_running(module):
-            self._unwind(run)  # an interrupt, which runs no forward hook, left these behind
+            self._abandon(run)  # an interrupt, which runs no forward hook, left these behind
         if not stack:
             if run.mode is not None:
-                self._unwind(run)  # an interrupt came before the first module was noted
+                self._abandon(run)  # an interrupt came before the first module was noted
             if self._settled:
                 self._follow()
                 hook = cast(Enter, module._forward_pre_hooks.get(self._key, hook))
@@ -213,8 +220,8 @@ class Attachment(Seen):
         if fast and takes_fast_path(module):
             self._pause(run, module, path)
 
-    def leave(self, module: nn.Module) -> None:
-        """A module ended its forward, by return or by exception."""
+    def leave(self, module: nn.Module, *, failed: bool = False) -> None:
+        """A module ended its forward, by return or by exception (``failed``)."""
         run = getattr(self._local, "run", None)
         if run is None:
             return
@@ -227,7 +234,7 @@ class Attachment(Seen):
                 del stack[index:]
                 break
         if not stack:
-            self._unwind(run)
+            (self._abandon if failed else self._unwind)(run)
 
     def _begin(self, run: Run, args: Any, kwargs: Any) -> None:
         remove_stale()
@@ -246,6 +253,8 @@ class Attachment(Seen):
             with self._lock:
                 self.forwards += 1
                 run.where = (self.forwards, 1 if first is None else int(first.shape[0]))
+                run.alone = not any(other.stack for other in self._runs if other is not run)
+            run.mark = None if run.recorder is None else run.recorder.mark()
         if run.recorder is not None:
             run.mode = Mode(self._handlers, run)
             run.mode.__enter__()
@@ -263,7 +272,16 @@ class Attachment(Seen):
         run.stack.clear()
         run.trail.clear()
         remove_modes(run.owns)
-        run.mode = run.paused = None
+        run.mode = run.paused = run.mark = None
+
+    def _abandon(self, run: Run) -> None:
+        """A forward pass came to no end: what it recorded since it began is taken back."""
+        mark, run.mark = run.mark, None
+        self._unwind(run)
+        if mark is not None:
+            with self._lock:
+                alone = run.alone and run.where[0] == self.forwards and len(self._runs) == 1
+            run.recorder.fail(mark, alone)
 
     # -- ops ----------------------------------------------------------------------------------
 
@@ -381,3 +399,8 @@ class Attachment(Seen):
             self.refused.setdefault(site, why_not_plain(op.x))
         else:
             self.gap(site, why_not_plain(op.x))
+
+
+def _goes_on(run: Run) -> bool:
+    """Whether one of the modules of a forward pass is still under way, its hooks included."""
+    return any(is_running(frame.module, "_call_impl") for frame in run.stack)

@@ -209,6 +209,10 @@ class Recorder:
         with self._lock:
             setattr(state, name, getattr(state, name) + 1)
 
+    def mark(self) -> Any:
+        """What a forward pass that begins is told from later, should it raise; None for nothing."""
+        return None
+
     # -- reductions ---------------------------------------------------------------------------
 
     def reduce(

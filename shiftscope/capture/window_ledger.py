@@ -136,6 +136,7 @@ class WindowLedger(Ledger):
 
     def restart(self) -> None:
         """Begin a new window: forget the numbers, keep what is known of the ops."""
+        self.readers.close()
         self._totals.clear()
         self._lost.clear()
         self._fed_by.clear()
