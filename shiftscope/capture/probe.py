@@ -1,4 +1,4 @@
-"""The attachment: the only place that installs hooks or a torch function mode.
+"""The attachment: the only place that installs hooks on modules, or begins a torch function mode.
 
 For one sampled window every module in which a site may lie gets a forward pre-hook, and a forward
 hook unless it ends with its op; they keep a stack of running modules. While it is not empty a
@@ -15,15 +15,10 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from shiftscope.absences import TRANSFORMED, UNRECORDED
-from shiftscope.capture.activation_ops import ACTIVATION_OPS, ActivationOp, parse_activation
-from shiftscope.capture.activation_plans import ActivationPlan
-from shiftscope.capture.backward import hook_activation, hook_linear
 from shiftscope.capture.calls import transforms
-from shiftscope.capture.fused import FUSED_OPS
-from shiftscope.capture.graph import edge_of
 from shiftscope.capture.hooks import (
     Enter,
     Leave,
@@ -34,34 +29,17 @@ from shiftscope.capture.hooks import (
     take_off,
     unused_key,
 )
-from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
-from shiftscope.capture.linear_plans import LinearPlan
-from shiftscope.capture.mode import Handler, Mode, Run, remember, remove_stale
-from shiftscope.capture.module_kinds import (
-    has_fast_path,
-    has_sites,
-    is_single,
-    takes_fast_path,
-)
-from shiftscope.capture.neuron_dims import neurons_lie
-from shiftscope.capture.plans import Call
+from shiftscope.capture.mode import Mode, Run, remove_stale
+from shiftscope.capture.module_kinds import has_fast_path, has_sites, is_single, takes_fast_path
+from shiftscope.capture.ops import Ops
 from shiftscope.capture.recorder import Recorder
-from shiftscope.capture.seen import Seen
-from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.sites import Frame, Names
-from shiftscope.capture.tracing import (
-    first_tensor,
-    is_empty,
-    is_plain,
-    is_traced,
-    may_be_signal,
-    why_not_plain,
-)
+from shiftscope.capture.tracing import first_tensor, is_traced
 
 __all__ = ["Attachment"]
 
 
-class Attachment(Seen):
+class Attachment(Ops):
     """Hooks on a model for one window; a context manager.
 
     Args:
@@ -82,10 +60,8 @@ class Attachment(Seen):
         unfuse: bool = False,
         choose: Callable[[], Recorder | None] | None = None,
     ) -> None:
-        super().__init__()
-        self.recorder = recorder
-        self.names = Names(model)
-        self.unfuse, self.choose = unfuse, choose
+        super().__init__(Names(model), unfuse=unfuse, exactly=choose is not None)
+        self.recorder, self.choose = recorder, choose
         self._model = weakref.ref(model)
         self._local = threading.local()
         self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
@@ -93,11 +69,6 @@ class Attachment(Seen):
         self._hooked: list[nn.Module] = []
         self._trained: Any = recorder
         self._settled = False
-        self._handlers: dict[Any, Handler] = {
-            **dict.fromkeys(LINEAR_OPS, self._linear),
-            **dict.fromkeys(ACTIVATION_OPS, self._activation),
-            **dict.fromkeys(FUSED_OPS, self._fused),
-        }
 
     def __enter__(self) -> Attachment:
         """Install the hooks."""
@@ -256,7 +227,7 @@ class Attachment(Seen):
                 run.alone = not any(other.stack for other in self._runs if other is not run)
             run.mark = None if run.recorder is None else run.recorder.mark()
         if run.recorder is not None:
-            run.mode = Mode(self._handlers, run)
+            run.mode = Mode(self.handlers, run)
             run.mode.__enter__()
 
     def _pause(self, run: Run, module: nn.Module, path: str) -> None:
@@ -282,123 +253,6 @@ class Attachment(Seen):
             with self._lock:
                 alone = run.alone and run.where[0] == self.forwards and len(self._runs) == 1
             run.recorder.fail(mark, alone)
-
-    # -- ops ----------------------------------------------------------------------------------
-
-    def _linear(
-        self, run: Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        op = LINEAR_OPS[func](args, kwargs, lambda tensor: self.names.is_weight(tensor, frame))
-        if op is None or not is_plain(op.x):
-            if op is not None:
-                self._pass_over(run, frame, op)
-            return func(*args, **kwargs)
-        edge = edge_of(op.x)
-        out = func(*args, **kwargs)
-        if not isinstance(out, Tensor) or not is_plain(out):
-            if isinstance(out, Tensor):
-                self.refused.setdefault(frame.path, why_not_plain(out))
-            return out
-        recorder, counted = run.recorder, dict(frame.counts)
-        site = self.names.linear(frame, op.op, op.weight)
-        if run.recomputing:
-            state = recorder.states.get(site)
-        else:
-            state = recorder.linear(site, frame.path, op, out, run.where)
-            self.mark(state, self.names.carriers(frame, op.weight), op.weight)
-        if state is None:
-            return out
-        hook_linear(recorder, state, op, out, edge, count=not run.recomputing)
-        if frame.plans is not None and not run.recomputing:
-            self._keep_weight(recorder, state, op)
-            plan = LinearPlan.of(Call(func, args, kwargs, recorder, state), op, out)
-            if plan is not None:
-                plan.learn(out, edge)
-                plan.lasts = self.names.lasts(op.weight)
-            remember(frame, plan, counted)
-        return out
-
-    def _activation(
-        self, run: Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        op = parse_activation(func, args, kwargs)
-        if op is None or not is_plain(op.x) or op.x.dim() == 0:
-            if op is not None and may_be_signal(op.x):
-                self._pass_over(run, frame, op)
-            return func(*args, **kwargs)
-        recorder, counted = run.recorder, dict(frame.counts)
-        site = self.names.activation(frame, op.op)
-        state, z = recorder.states.get(site) if run.recomputing else None, None
-        lies = neurons_lie(op, run.trail.marks, self.names.paths, state and state.lies)
-        dim, edge = lies.dim, edge_of(op.x)
-        if not run.recomputing:
-            state, z = recorder.activation(site, frame.path, op, dim)
-            state.place(lies)
-            if site == frame.path:
-                self.mark(state, {site})
-            if frame.plans is not None:
-                call = Call(func, args, kwargs, recorder, state)
-                plan = ActivationPlan.of(call, op, dim, run.trail)
-        out = func(*args, **kwargs)
-        if state is None or not isinstance(out, Tensor):
-            return out
-        if z is not None:
-            recorder.activated(state, z, out, dim, run.where)
-        hook_activation(recorder, state, op, out, dim, edge, count=not run.recomputing)
-        if frame.plans is not None and not run.recomputing:
-            if plan is not None and edge is not None:
-                plan.learn(op.x, out, edge)
-            remember(frame, plan, counted)
-        return out
-
-    def _fused(
-        self, run: Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        fused = FUSED_OPS[func]
-        if self.unfuse or (self.choose is not None and fused.exact):
-            reason = fused.obstacle(args, kwargs)
-        else:
-            reason = "fused op: its inside is not measured"
-        if reason is not None:
-            self.gap(frame.path, reason)
-            return func(*args, **kwargs)
-        labels = dict(fused.labels)
-        inner = Frame(frame.path, frame.module, frame.counts, labels, fused.pooled)
-        run.stack.append(inner)
-        try:
-            with Mode(self._handlers, run):
-                return fused.run(func, args, kwargs, labels)
-        finally:
-            # A detach meanwhile has emptied the stack.
-            run.stack[:] = [frame for frame in run.stack if frame is not inner]
-
-    def _keep_weight(self, recorder: Any, state: SiteState, op: LinearOp) -> None:
-        """A weight that no module holds when nothing runs is read now: it may not exist later."""
-        if recorder.detail and not self.names.lasts(op.weight):
-            recorder.read_weight_now(state, op)
-
-    def _pass_over(self, run: Run, frame: Frame, op: LinearOp | ActivationOp) -> None:
-        """Note a call whose tensors cannot be measured; one without rows has its name still."""
-        carriers, weight, dim = set[str](), None, -1
-        if isinstance(op, LinearOp):
-            site = self.names.linear(frame, op.op, op.weight)
-            carriers, weight, dim = self.names.carriers(frame, op.weight), op.weight, op.x_dim
-        else:
-            site = self.names.activation(frame, op.op)
-        if not is_empty(op.x, dim):
-            self._refuse(frame, site, op)
-        elif not run.recomputing:
-            run.recorder.passed(site, carriers)
-            self.mark_empty(site, carriers, weight)
-
-    def _refuse(self, frame: Frame, site: str, op: LinearOp | ActivationOp) -> None:
-        if isinstance(op, LinearOp):
-            for path in self.names.carriers(frame, op.weight):
-                self.refused.setdefault(path, why_not_plain(op.x))
-        elif site == frame.path:
-            self.refused.setdefault(site, why_not_plain(op.x))
-        else:
-            self.gap(site, why_not_plain(op.x))
 
 
 def _goes_on(run: Run) -> bool:

@@ -8,30 +8,21 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from shiftscope.absences import further_calls
 from shiftscope.capture.activation_ops import ActivationOp
-from shiftscope.capture.events import Counters
+from shiftscope.capture.freezing import frozen
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import MeanInput
-from shiftscope.capture.site_state import EmptyCalls, SiteState, keep_weight, note_changes
-from shiftscope.capture.sites import forms_of, place_of
-from shiftscope.capture.streams import kept_streams
-from shiftscope.capture.weights import (
-    OpenFacts,
-    close_facts,
-    input_power,
-    is_readable,
-    rounding_scale,
-)
+from shiftscope.capture.site_state import SiteState, keep_weight
+from shiftscope.capture.site_states import SiteStates
+from shiftscope.capture.weights import input_power, is_readable, rounding_scale
 from shiftscope.given import whole
-from shiftscope.record import STREAMS, SiteInfo, SiteRecord, Stream, WeightFacts
+from shiftscope.record import SiteInfo, SiteRecord, Stream
 from shiftscope.tally import Counts, Extrema, Moments, RowSample
 from shiftscope.theory.saturation import saturation_bounds
 
@@ -67,7 +58,7 @@ class Settings:
         whole("seed", self.seed, -(2**63), "leave it at 0", most=2**63 - 1)
 
 
-class Recorder:
+class Recorder(SiteStates):
     """Records for one window.
 
     Args:
@@ -75,12 +66,10 @@ class Recorder:
     """
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         self.settings = settings
-        self.states: dict[str, SiteState] = {}
         self.epoch = 0
-        self.empty: dict[str, EmptyCalls] = {}
         self.plans: dict[str, list[Any]] | None = None
-        self._lock = threading.Lock()
         self._memory = threading.local()
 
     # -- forward ------------------------------------------------------------------------------
@@ -155,45 +144,6 @@ class Recorder:
             self._add(state, "a", a, int(out.numel() // max(1, out.shape[dim])))
             self._count(state, where)
 
-    def passed(self, site: str, carriers: Iterable[str] = ()) -> None:
-        """Count a call whose tensors had no rows.
-
-        Args:
-            site: Its name.
-            carriers: Paths of the modules whose weights it uses.
-        """
-        with self._lock:
-            calls = self.empty.setdefault(site, EmptyCalls())
-            calls.carriers.update(carriers)
-        self.tell(calls, "calls")
-
-    @property
-    def measured(self) -> set[str]:
-        """Paths of the modules whose weights were measured in this window."""
-        return {path for s in self._all_states() if s.calls for path in s.carriers}
-
-    @property
-    def known(self) -> set[str]:
-        """Paths of those that were measured in this window or an earlier one."""
-        return {path for s in self._all_states() for path in s.carriers}
-
-    @property
-    def empty_calls(self) -> dict[str, EmptyCalls]:
-        """Calls without rows of this window, by site: that of the form which has rows, if any."""
-        own = self.with_rows
-        places = {place_of(site): site for site in sorted(own)}
-        found = {name: calls for name, calls in [*self.empty.items()] if calls.calls}
-        names = {n: n if n in own else places.get(place_of(n), n) for n in found}
-        return {names[name]: calls for name, calls in found.items()}
-
-    @property
-    def with_rows(self) -> set[str]:
-        """Names of the sites that were measured in this window."""
-        return {state.info.site for state in self._all_states() if state.calls}
-
-    def _all_states(self) -> list[SiteState]:
-        return [*self.states.values()]  # other threads may add sites meanwhile
-
     # -- backward -----------------------------------------------------------------------------
 
     def gradient(self, state: SiteState, name: str, grad: Tensor, dim: int) -> None:
@@ -203,11 +153,6 @@ class Recorder:
         stream = self.reduce(state, name, grad.detach(), dim)
         with self._lock:
             self._add(state, name, stream, grad.numel() // grad.shape[dim])
-
-    def tell(self, state: Counters, name: str) -> None:
-        """Count something that happened at a site; called from autograd's threads."""
-        with self._lock:
-            setattr(state, name, getattr(state, name) + 1)
 
     def mark(self) -> Any:
         """What a forward pass that begins is told from later, should it raise; None for nothing."""
@@ -275,21 +220,6 @@ class Recorder:
 
     # -- states -------------------------------------------------------------------------------
 
-    def _state(self, info: SiteInfo) -> SiteState:
-        with self._lock:
-            for name in forms_of(info.site):
-                state = self.states.get(name)
-                if state is None:
-                    made = replace(info, site=name, order=self._order())
-                    return self.states.setdefault(name, SiteState(made))
-                if _form(state.info) == _form(info):
-                    return state
-        raise StopIteration  # never: the forms of a place do not end
-
-    def _order(self) -> int:
-        """Where a site that is new lies in the order of execution."""
-        return len(self.states)
-
     def _add(self, state: SiteState, name: str, stream: Stream, rows: int) -> None:
         mine = state.streams.get(name)
         if mine is not None and len(mine.moments.mean) != len(stream.moments.mean):
@@ -310,22 +240,7 @@ class Recorder:
         Args:
             backward: Whether a backward pass was run, so that missing gradients are to be noted.
         """
-        called = {name: state for name, state in list(self.states.items()) if state.calls}
-        found = {name: _facts(state) for name, state in called.items()}
-        facts = close_facts({name: own for name, own in found.items() if own is not None})
-        streams = kept_streams({name: state.streams for name, state in called.items()})
-        for name, calls in self.empty_calls.items():
-            if name in called:
-                called[name].notes[further_calls(calls.calls)] = None
-        return {
-            name: _freeze(state, backward, facts.get(name), streams[name])
-            for name, state in called.items()
-        }
-
-
-def _form(info: SiteInfo) -> tuple[int, int, str, str]:
-    """What two calls must share to be of one site; a layer may be swapped for another."""
-    return info.neurons, info.fan_in, info.kind, info.op
+        return frozen(self.with_rows, self.empty_calls, backward)
 
 
 def _identity(tensor: Tensor, dim: int, start: int, size: int) -> tuple[Any, ...] | None:
@@ -338,47 +253,3 @@ def _identity(tensor: Tensor, dim: int, start: int, size: int) -> tuple[Any, ...
 def _anchor(tensor: Tensor) -> Tensor:
     # Views of one base are distinct Python objects that may share rows; the base tells them alike.
     return tensor if tensor._base is None else tensor._base
-
-
-def _facts(state: SiteState) -> OpenFacts | None:
-    if state.facts is not None or state.weight is None:
-        return state.facts
-    note_changes(state)
-    return OpenFacts.of(state.weight, state.mean_input, _rows_of(state))
-
-
-def _freeze(
-    state: SiteState, backward: bool, facts: WeightFacts | None, streams: dict[str, Stream]
-) -> SiteRecord:
-    doubt = state.lies.doubt if state.lies is not None else ""
-    notes = dict.fromkeys(filter(None, (doubt, *state.notes)))
-    if backward and state.arrived < state.hooked:
-        notes[f"gradients of {state.arrived} of {state.hooked} calls arrived"] = None
-    alone = state.calls - max(state.hooked, state.arrived)
-    if backward and alone > 0:
-        notes[
-            f"{alone} of {state.calls} calls passed no gradient on "
-            "(no_grad, frozen, or inside a custom function or a checkpoint)"
-        ] = None
-    if state.repeated:
-        notes[f"{state.repeated} calls were part of more than one backward pass"] = None
-    if facts is None and state.weight is not None:
-        notes["the weights could not be read"] = None
-    if state.shares != state.shares_due:
-        notes[
-            f"{state.shares} of {state.shares_due} calls gave an input gradient: no backward gain"
-        ] = None
-    return SiteRecord(
-        state.info,
-        state.calls,
-        state.samples,
-        {name: streams[name] for name in STREAMS if name in streams},
-        facts,
-        tuple(notes),
-        paired=state.shares == state.shares_due,
-        lost_since=dict(state.lost_since),
-    )
-
-
-def _rows_of(state: SiteState) -> int:
-    return max(1, state.seen.get("z", 0))

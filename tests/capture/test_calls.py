@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import shiftscope as ss
-from shiftscope.capture import calls, hooks, probe
+from shiftscope.capture import calls, hooks, ops, probe
 from shiftscope.capture.mode import Mode, PlainMode, Run
 
 pytestmark = pytest.mark.skipif(calls.CompiledMode is None, reason="not built: no compiler")
@@ -30,7 +30,8 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From now on Python does it all."""
 
     def switch() -> None:
-        monkeypatch.setattr(probe, "Mode", PlainMode)
+        for module in (probe, ops):
+            monkeypatch.setattr(module, "Mode", PlainMode)
         monkeypatch.setattr(hooks, "entered", lambda *_: False)
         monkeypatch.setattr(hooks, "left", lambda *_: False)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import shiftscope as ss
 from shiftscope.absences import joined_gaps, joined_notes
-from shiftscope.capture import hooks, probe
+from shiftscope.capture import hooks, ops, probe
 from shiftscope.capture.mode import PlainMode
 
 
@@ -21,7 +21,8 @@ from shiftscope.capture.mode import PlainMode
 def calls_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Calls are recorded by compiled code where it is built, and by Python."""
     if request.param == "python":
-        monkeypatch.setattr(probe, "Mode", PlainMode)
+        for module in (probe, ops):
+            monkeypatch.setattr(module, "Mode", PlainMode)
         monkeypatch.setattr(hooks, "entered", lambda *_: False)
         monkeypatch.setattr(hooks, "left", lambda *_: False)
     return

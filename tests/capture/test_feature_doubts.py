@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import shiftscope as ss
-from shiftscope.capture import probe
+from shiftscope.capture import ops
 from shiftscope.capture.carry import carry
 from shiftscope.capture.marks import MIXED, NEURONS, Step
 
@@ -272,8 +272,8 @@ def test_what_is_known_of_an_op_is_not_asked_again(
     measure: Callable[..., ss.Snapshot], times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    decide = probe.neurons_lie
-    monkeypatch.setattr(probe, "neurons_lie", lambda *args: asked.append(1) or decide(*args))
+    decide = ops.neurons_lie
+    monkeypatch.setattr(ops, "neurons_lie", lambda *args: asked.append(1) or decide(*args))
     measure(Residual().double(), images(4, 3, 10), 5)
     assert len(asked) == times
 
