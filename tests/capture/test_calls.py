@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from call_support import calls_by
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import shiftscope as ss
-from shiftscope.capture import calls, hooks, ops, probe
+from shiftscope.capture import calls
 from shiftscope.capture.mode import Mode, PlainMode, Run
 
 pytestmark = pytest.mark.skipif(calls.CompiledMode is None, reason="not built: no compiler")
@@ -29,13 +30,7 @@ pytestmark = pytest.mark.skipif(calls.CompiledMode is None, reason="not built: n
 def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From now on Python does it all."""
 
-    def switch() -> None:
-        for module in (probe, ops):
-            monkeypatch.setattr(module, "Mode", PlainMode)
-        monkeypatch.setattr(hooks, "entered", lambda *_: False)
-        monkeypatch.setattr(hooks, "left", lambda *_: False)
-
-    return switch
+    return lambda: calls_by("python", monkeypatch)
 
 
 @pytest.fixture

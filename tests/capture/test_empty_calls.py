@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from call_support import CALLS_BY, calls_by
 from torch import Tensor, nn
 
 import shiftscope as ss
 from shiftscope.absences import joined_gaps, joined_notes
-from shiftscope.capture import hooks, ops, probe
-from shiftscope.capture.mode import PlainMode
 
 
-@pytest.fixture(params=["compiled", "python"], autouse=True)
-def calls_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(params=CALLS_BY, autouse=True)
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls are recorded by compiled code where it is built, and by Python."""
-    if request.param == "python":
-        for module in (probe, ops):
-            monkeypatch.setattr(module, "Mode", PlainMode)
-        monkeypatch.setattr(hooks, "entered", lambda *_: False)
-        monkeypatch.setattr(hooks, "left", lambda *_: False)
-    return
+    calls_by(request.param, monkeypatch)
 
 
 class Experts(nn.Module):
