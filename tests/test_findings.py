@@ -351,6 +351,13 @@ def test_one_trained_layer_is_enough_to_count_as_touched() -> None:
     assert "not_learning" not in {f.cause for f in diagnose(measure(model, x, y))}
 
 
+def test_a_head_of_zeros_is_judged_without_a_warning() -> None:
+    model = mlp([64, 64, 10], nn.ReLU)
+    nn.init.zeros_(model[2].weight)
+    x, y = data(width=64)
+    assert "not_learning" not in {f.cause for f in diagnose(measure(model, x, y))}
+
+
 def test_the_spread_of_row_norms_is_one_at_initialisation() -> None:
     rng = np.random.default_rng(0)
     weights = rng.uniform(-1, 1, (20000, 50)) / math.sqrt(50)
@@ -447,6 +454,14 @@ def test_the_verdict_of_nothing_and_of_weights_alone() -> None:
     findings = diagnose(weights)
     assert "Weights only" in verdict(findings, weights)["sentence"]
     assert {f.severity for f in findings} <= {"info"}
+
+
+def test_a_file_without_weights_to_read_asks_for_a_model() -> None:
+    nothing = weights_only({"0.scale": torch.ones(1)}, left_out=["0._packed_params"])
+    findings = diagnose(nothing)
+    assert "no weights were found" in verdict(findings, nothing)["sentence"]
+    assert [f.title for f in findings] == ["Not measured: 1 module, signals and gradients"]
+    assert "--model" in findings[0].advice
 
 
 def test_the_verdict_counts_what_follows() -> None:

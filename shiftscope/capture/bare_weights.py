@@ -2,72 +2,105 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
+from shiftscope.capture.bare_layouts import Layouts, bias_of
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.weights import weight_facts
-from shiftscope.record import SiteInfo, SiteRecord
+from shiftscope.record import SiteInfo, SiteRecord, WeightFacts
 from shiftscope.snapshot import Snapshot
 
 __all__ = ["weights_only"]
 
-_WEIGHT = re.compile(r"(?:(\w+)_)?weight|weight_((?:ih|hh|hr)_l\d+(?:_reverse)?)")
-"""``weight``, one of several (``in_proj_weight``), or one of a recurrent layer."""
+_WEIGHT = re.compile(r"(?:(\w+)_)?weight|weight_((?:ih|hh|hr)_l\d+(?:_reverse)?|ih|hh)")
+"""``weight``, one of several (``in_proj_weight``), or one of a recurrent layer or cell."""
+_PART = re.compile(r"weight_(?:g|v|orig|mask)|original\d*")
+"""Parts of weights under normalisation, pruning or a parametrisation."""
+
+_PACKED = "_packed_params"
+_COMPLEX = "complex weights: means and variances of complex numbers are not defined here"
+_INTEGERS = "its numbers are integers: a quantised layer, whose weights cannot be read"
+_IN_PARTS = "a part of a weight that is computed at each call: give data to have its layer measured"
+_UNNAMED = "its name does not say that it is a weight: give data to have its layer measured"
+_ONE_GROUP = "xi is that of a convolution without groups, of which a state dict does not tell"
 
 
 def weights_only(
-    state: Mapping[str, Tensor], manifest: Mapping[str, object] | None = None
+    state: Mapping[str, Tensor],
+    manifest: Mapping[str, object] | None = None,
+    left_out: Iterable[str] = (),
 ) -> Snapshot:
     """What weights alone can tell: norms, angles to 1, eta, xi, the LCW residual.
 
     Args:
         state: A state dict; matrices whose names say that they are weights become linear sites,
-            named as in a run; all others are gaps.
+            named as in a run; all others are gaps. Which dimension holds the neurons is told by
+            biases (:mod:`shiftscope.capture.bare_layouts`); it is the first where nothing tells.
         manifest: What to say of its origin.
+        left_out: Names of entries that are no tensors; packed weights among them are gaps.
 
     Returns:
         A snapshot without streams; everything that needs data is NaN.
     """
     records: dict[str, SiteRecord] = {}
     gaps: list[tuple[str, str]] = []
-    matrices = {k: t for k, t in state.items() if t.dim() >= 2 and t.is_floating_point()}
+    layouts = Layouts(state)
+    matrices = {key: tensor for key, tensor in state.items() if _is_matrix(key, tensor)}
     seen = 0
     for key, matrix in matrices.items():
-        found = _record(key, matrix, state, len(records))
-        if isinstance(found, str):
-            gaps.append((key, found))
-        else:
-            records[found.info.site] = found
-            seen += matrix.numel()
+        why = _obstacle(key, matrix)
+        op = layouts.op(key, matrix, bias_of(key, state))
+        facts = None if why else weight_facts(op, None, 0)
+        if facts is None:
+            gaps.append((key, why or "its weights cannot be read"))
+            continue
+        record = _record(key, op, facts, len(records))
+        records[record.info.site] = record
+        seen += matrix.numel()
+    packed = dict.fromkeys(n.partition(f".{_PACKED}")[0] for n in left_out if f".{_PACKED}" in n)
+    gaps += [(path, "packed weights of a quantised layer cannot be read") for path in packed]
     coverage = {"parameters": {"seen": seen, "total": sum(t.numel() for t in matrices.values())}}
     return Snapshot(records, tuple(gaps), dict(manifest or {}) | {"weights_only": True}, coverage)
 
 
-def _record(key: str, matrix: Tensor, state: Mapping[str, Tensor], order: int) -> SiteRecord | str:
-    """What a matrix tells; or why it tells nothing."""
-    path, _, name = key.rpartition(".")
+def _is_matrix(key: str, tensor: Tensor) -> bool:
+    """Whether a tensor may be a weight; integers are by their name only, others are indices."""
+    real = tensor.is_floating_point() or tensor.is_complex()
+    return tensor.dim() >= 2 and tensor.numel() > 0 and (real or "weight" in _name(key))
+
+
+def _obstacle(key: str, matrix: Tensor) -> str:
+    """Why a matrix is not read; empty if it may be."""
+    if _PART.fullmatch(_name(key)):
+        return _IN_PARTS
+    if matrix.is_complex():
+        return _COMPLEX
+    if not matrix.is_floating_point():
+        return _INTEGERS
+    return "" if _WEIGHT.fullmatch(_name(key)) else _UNNAMED
+
+
+def _record(key: str, op: LinearOp, facts: WeightFacts, order: int) -> SiteRecord:
+    """The site of a weight."""
+    path, name = key.rpartition(".")[0], _name(key)
     called = _WEIGHT.fullmatch(name)
-    if called is None:
-        return "its name does not say that it is a weight: give data to have its layer measured"
-    label = called[1] or called[2]
-    op = _bare_op(matrix, state.get(key.removesuffix(name) + name.replace("weight", "bias")))
-    facts = weight_facts(op, None, 0)
-    if facts is None:
-        return "its weights cannot be read"
+    label = (called[1] or called[2]) if called is not None else ""
     site = f"{path}:{label}" if label else path or f":{op.op}"
     neurons = len(facts.norm2)
-    info = SiteInfo(
-        site, "linear", op.op, path, neurons, matrix.numel() // max(1, neurons), order=order
-    )
-    return SiteRecord(info, weights=facts, notes=("weights only: no data were run",))
+    fan_in = op.fan_in(neurons)
+    info = SiteInfo(site, "linear", op.op, path, neurons, fan_in, order=order)
+    notes = ["weights only: no data were run"]
+    if op.weight.dim() > 2 and op.groups == 1:
+        notes.append(_ONE_GROUP)
+        if op.weight.shape[1] == 1:  # each channel by itself, but for images of one channel
+            facts = replace(facts, xi=math.nan)
+    return SiteRecord(info, weights=facts, notes=tuple(notes))
 
 
-def _bare_op(weight: Tensor, bias: Tensor | None) -> LinearOp:
-    name = "linear" if weight.dim() == 2 else f"conv{min(weight.dim() - 2, 3)}d"
-    fits = bias is not None and bias.shape == weight.shape[:1]
-    return LinearOp(
-        name, weight[:0], weight, bias if fits else None, -1, -1, lambda w: w.flatten(1)
-    )
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]

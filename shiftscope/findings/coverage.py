@@ -29,7 +29,8 @@ def coverage(reading: Reading, thresholds: Thresholds) -> Finding | None:
     if not gaps and backward and not partly:
         return None
     parts = [f"{len(gaps)} module{'s' if len(gaps) > 1 else ''}"] if gaps else []
-    forward = any(known(row.get("z_mean")) for row in reading.rows) or not reading.rows
+    empty = not reading.rows and not reading.snapshot.manifest.get("weights_only")
+    forward = any(known(row.get("z_mean")) for row in reading.rows) or empty
     parts += [] if forward else ["signals"]
     parts += [] if backward else ["gradients"]
     parts = parts or ["some parameters"]

@@ -37,6 +37,7 @@ class Checkpoint:
         choices: Names of all state dicts in the file, the chosen one first.
         extras: Small plain values beside the weights (epoch, accuracy, hyper_parameters, ...).
         notes: What the user should know: a choice made, entries left out.
+        left_out: Names of the entries beside the weights that are no tensors.
         program: The exported program of a ``.pt2`` file.
         module: The module of a whole-module pickle, read with ``trust_pickle``.
     """
@@ -48,6 +49,7 @@ class Checkpoint:
     choices: tuple[str, ...] = ()
     extras: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     program: torch.export.ExportedProgram | None = field(default=None, repr=False)
     module: torch.nn.Module | None = field(default=None, repr=False)
 
@@ -166,6 +168,7 @@ def _checkpoint(
         choices=tuple(candidate.name for candidate in ordered),
         extras=_beside(content, candidates),
         notes=tuple(notes + dropped),
+        left_out=chosen.others,
     )
 
 
