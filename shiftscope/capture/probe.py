@@ -364,9 +364,13 @@ class Attachment:
 
     def _mark(self, recorder: Any, frame: Frame, weight: Tensor) -> None:
         owner = self.names.owner_of(weight)
+        held = weight if weight._base is None else weight._base
+        # A module that runs the weight of another one may have weights of its own to tell of.
+        own = owner is None or any(held is p for p in frame.module._parameters.values())
         with self._lock:
             for seen in (recorder.measured, self.measured):
-                seen.add(frame.path)
+                if own:
+                    seen.add(frame.path)
                 if owner is not None:
                     seen.add(owner[0])
-            self.parameters.add(id(weight if weight._base is None else weight._base))
+            self.parameters.add(id(held))

@@ -38,7 +38,7 @@ from shiftscope.capture.copies import (
 )
 from shiftscope.capture.coverage import coverage, missing
 from shiftscope.capture.pictures import pictures
-from shiftscope.capture.placement import device_of, float_dtype
+from shiftscope.capture.placement import device_of, float_dtype, place
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
@@ -284,7 +284,7 @@ def _budget(model: nn.Module, steps: int) -> int:
 
 def _place(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
     try:
-        module.to(device=device, dtype=dtype)
+        place(module, device, dtype)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         words = (str(error).splitlines() or [""])[0]
         raise MeasureError(

@@ -168,6 +168,24 @@ def test_sites_leave_other_layers_alone(net: Net, x: Tensor) -> None:
     assert torch.equal(net.conv.weight, before)
 
 
+def test_complex_layers_are_left_with_the_reason() -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(4, 6, dtype=torch.cfloat), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.inner(torch.fft.fft(x)).abs())
+
+    model = Spectral()
+    before = model.inner.weight.detach().clone()
+    head, inner = rescale_(model, torch.randn(32, 4))
+    assert (head.site, head.reason) == ("head", "")
+    assert inner.site == "inner"
+    assert "complex" in inner.reason
+    assert torch.equal(model.inner.weight, before)
+
+
 def test_shared_layer_is_scaled_by_its_first_call() -> None:
     torch.manual_seed(0)
     shared = nn.Linear(4, 4)
