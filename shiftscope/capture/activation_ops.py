@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ACTIVATION_OPS", "ActivationOp", "parse_activation"]
+__all__ = ["ACTIVATION_OPS", "OF_POSITIONS", "ActivationOp", "parse_activation"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,9 @@ def _rrelu(params: dict[str, Any]) -> str:
         return "rrelu_training"
     return "rrelu"
 
+
+OF_POSITIONS = frozenset({"sin"})
+"""Ops that also encode positions and times: activations only where they follow a layer."""
 
 _LEAKY = ("negative_slope",)
 _BOUNDS = ("min_val", "max_val")

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from shiftscope.capture.activation_ops import ACTIVATION_OPS, parse_activation
+from shiftscope.capture.activation_ops import ACTIVATION_OPS, OF_POSITIONS, parse_activation
 from shiftscope.capture.activation_plans import ActivationPlan
 from shiftscope.capture.backward import hook_activation, hook_linear
 from shiftscope.capture.calls import transforms
@@ -312,6 +312,8 @@ class Attachment:
     ) -> Any:
         op = parse_activation(func, args, kwargs)
         if op is None or not is_plain(op.x) or op.x.dim() == 0:
+            return func(*args, **kwargs)
+        if op.op in OF_POSITIONS and run.trail.marks(op.x) is None:
             return func(*args, **kwargs)
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.activation(frame, op.op)

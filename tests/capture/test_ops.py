@@ -121,6 +121,26 @@ def test_every_activation_function(op: str, function: Callable[[Tensor], Tensor]
     check_gains(row)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_sine_of_a_position_is_no_activation(grad: bool) -> None:
+    class Rotary(nn.Module):
+        """Codes of positions, as rotary embeddings make them, and a layer with a sine behind."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.set_grad_enabled(grad):
+                angles = torch.arange(x.shape[1])[:, None] * torch.ones(6)
+                codes = torch.sin(angles)
+            return self.head(torch.sin(self.inner(x)) + codes)
+
+    assert list(ss.analyze(Rotary(), [torch.randn(3, 5, 4)]).records) == [
+        *("inner", ":sin", "head"),
+    ]
+
+
 @pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "gelu", "silu", "softplus"])
 def test_measured_gains_equal_their_definition(name: str) -> None:
     function = getattr(F, name, None) or getattr(torch, name)
