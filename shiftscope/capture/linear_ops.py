@@ -225,9 +225,12 @@ def _matmul(
         return None
     if is_weight(right) and right.dim() == 2 and not is_weight(left):
         return LinearOp("matmul", left, right, None, -1, -1, _transposed, batched=left.dim() > 1)
-    if is_weight(left) and left.dim() == 2 and right.dim() == 2 and not is_weight(right):
-        # W @ X with samples in columns
-        return LinearOp("matmul", right, left, None, 0, 0, _as_is, batched=False, core=False)
+    if is_weight(left) and left.dim() == 2 and right.dim() and not is_weight(right):
+        # W @ X with samples in columns, or a stack of such; or W @ x
+        place = max(0, right.dim() - 2)
+        return LinearOp(
+            "matmul", right, left, None, place, place, _as_is, batched=right.dim() > 2, core=False
+        )
     return None
 
 

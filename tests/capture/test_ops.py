@@ -121,6 +121,22 @@ def test_every_activation_function(op: str, function: Callable[[Tensor], Tensor]
     check_gains(row)
 
 
+def test_a_weight_times_a_vector() -> None:
+    class Vector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.w @ x
+
+    model, x = Vector(), torch.randn(4)
+    record = ss.analyze(model, [(x, None)], lambda out, _: out.sum()).records[":matmul"]
+    assert record.streams["z"].moments.mean == pytest.approx((model.w @ x).tolist())
+    assert record.streams["grad_z"].moments.mean == pytest.approx([1.0] * 3)
+    assert record.info.fan_in == 4
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_the_sine_of_a_position_is_no_activation(grad: bool) -> None:
     class Rotary(nn.Module):
