@@ -101,12 +101,18 @@ def _outputs_told(state: Mapping[str, Tensor]) -> dict[str, _Told]:
         if state[key].dim() < 2 or "weight" not in key.rpartition(".")[2]:
             continue
         bias = bias_of(key, state)
-        mean = state.get(following.rpartition(".")[0] + ".running_mean")
+        behind = following.rpartition(".")[0]
+        mean = state.get(f"{behind}.running_mean")
+        beside = _parent(behind) == _parent(key.rpartition(".")[0])
         if bias is not None:
             found[key] = _Told(len(bias), True)
-        elif mean is not None and mean.dim() == 1:
+        elif mean is not None and mean.dim() == 1 and beside:
             found[key] = _Told(len(mean), False)
     return found
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
 
 
 def _groups(shape: tuple[int, ...], outputs: int) -> int:

@@ -31,7 +31,8 @@ class Checkpoint:
 
     Attributes:
         path: The file or folder.
-        state: Name -> tensor on the CPU, in file order; names without wrapper prefixes.
+        state: Name -> tensor on the CPU, in file order (safetensors, which keep none: layer 2
+            before layer 10); names without wrapper prefixes.
         format: The format, by content.
         wrapping: What was taken off to get at the weights, "" for a plain state dict.
         choices: Names of all state dicts in the file, the chosen one first.

@@ -322,6 +322,16 @@ NOT_MLPS = [
 ]
 
 
+def test_a_factory_may_load_an_exported_program(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: nn.Module) -> nn.Module:
+        raise NotImplementedError("Calling eval() is not supported yet.")
+
+    monkeypatch.setattr(nn.Sequential, "eval", refuse)
+    assert gives(load_model("net.py:build", checkpoint(folder)), sequential())
+
+
 @pytest.mark.parametrize(("state", "says"), NOT_MLPS)
 def test_what_is_no_mlp_is_told(folder: Path, state: dict[str, Tensor], says: str) -> None:
     with pytest.raises(LoadError, match=says):
@@ -340,7 +350,13 @@ def test_torchvision_and_timm_are_asked_for_fresh_models_with_the_right_head(
         asked.append((name, options))
         if name != "net":
             raise ValueError(f"Unknown model {name}")
-        return sequential()
+        model = sequential()
+        *_, head = (m for m in model.modules() if isinstance(m, nn.Linear))
+        if options.get("num_classes") is None:
+            head.weight, head.bias = (
+                nn.Parameter(torch.zeros(9, *p.shape[1:])) for p in (head.weight, head.bias)
+            )
+        return model
 
     vision, timm = types.ModuleType("torchvision"), types.ModuleType("timm")
     vision.models = types.SimpleNamespace(get_model=make)  # type: ignore[attr-defined]
@@ -351,8 +367,8 @@ def test_torchvision_and_timm_are_asked_for_fresh_models_with_the_right_head(
         assert gives(load_model(f"{package}:net", checkpoint(folder)), sequential())
         with pytest.raises(UsageError, match="cannot build 'nut': Unknown model"):
             load_model(f"{package}:nut", checkpoint(folder))
-    assert asked[0] == ("net", {"weights": None, "num_classes": 3})
-    assert asked[2] == ("net", {"pretrained": False, "num_classes": 3})
+    assert asked[:2] == [("net", {"weights": None}), ("net", {"weights": None, "num_classes": 3})]
+    assert asked[4] == ("net", {"pretrained": False, "num_classes": 3})
 
 
 def test_transformers_reads_a_local_folder_and_runs_no_code_from_it(
