@@ -22,9 +22,13 @@ _WEIGHT = re.compile(r"(?:(\w+)_)?weight|weight_((?:ih|hh|hr)_l\d+(?:_reverse)?|
 _PART = re.compile(r"weight_(?:g|v|orig|mask)|original\d*")
 """Parts of weights under normalisation, pruning or a parametrisation."""
 
+_TABLE = re.compile(r"(\w*_)?emb(ed(ding)?s?)?(_(tokens|positions))?|wte|wpe", re.IGNORECASE)
+"""Usual names of embeddings."""
+
 _PACKED = "_packed_params"
 _COMPLEX = "complex weights: means and variances of complex numbers are not defined here"
 _INTEGERS = "its numbers are integers: a quantised layer, whose weights cannot be read"
+_LOOK_UP = "a look-up table, by its name: no linear map is executed"
 _IN_PARTS = "a part of a weight that is computed at each call: give data to have its layer measured"
 _UNNAMED = "its name does not say that it is a weight: give data to have its layer measured"
 _ONE_GROUP = "xi is that of a convolution without groups, of which a state dict does not tell"
@@ -51,6 +55,10 @@ def weights_only(
     gaps: list[tuple[str, str]] = []
     layouts = Layouts(state)
     matrices = {key: tensor for key, tensor in state.items() if _is_matrix(key, tensor)}
+    tables = [key for key in matrices if _is_table(key, state)]
+    for key in tables:  # no part of what could be seen, as in a run
+        del matrices[key]
+        gaps.append((key.rpartition(".")[0], _LOOK_UP))
     seen = 0
     for key, matrix in matrices.items():
         why = _obstacle(key, matrix)
@@ -72,6 +80,13 @@ def _is_matrix(key: str, tensor: Tensor) -> bool:
     """Whether a tensor may be a weight; integers are by their name only, others are indices."""
     real = tensor.is_floating_point() or tensor.is_complex()
     return tensor.dim() >= 2 and tensor.numel() > 0 and (real or "weight" in _name(key))
+
+
+def _is_table(key: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether a matrix is an embedding by its name: such have no bias."""
+    path, _, name = key.rpartition(".")
+    plain = name == "weight" and state[key].dim() == 2 and bias_of(key, state) is None
+    return plain and _TABLE.fullmatch(_name(path)) is not None
 
 
 def _obstacle(key: str, matrix: Tensor) -> str:

@@ -125,6 +125,16 @@ def test_complex_and_quantised_weights_are_gaps() -> None:
     assert all("quantised" in reasons[key] for key in ("q.weight", "g.qweight", "0"))
 
 
+def test_look_up_tables_are_gaps_by_their_names_as_in_a_run() -> None:
+    tables = ("wte", "h.word_embeddings", "embed_tokens", "model.Embedding", "tok_emb")
+    state = {f"{path}.weight": torch.randn(9, 4) for path in (*tables, "patch_embed.proj", "head")}
+    state |= {"time_embed.weight": torch.randn(8, 4), "time_embed.bias": torch.randn(8)}
+    snapshot = weights_only(state)
+    assert [path for path, reason in snapshot.gaps if "look-up" in reason] == list(tables)
+    assert list(snapshot.records) == ["patch_embed.proj", "head", "time_embed"]
+    assert snapshot.coverage["parameters"] == {"seen": 36 + 36 + 32, "total": 36 + 36 + 32}
+
+
 def test_groups_of_convolutions_are_not_guessed() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 6, 1))
     measured = ss.analyze(model, [torch.randn(2, 4, 6, 6)]).records
