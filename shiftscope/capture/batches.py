@@ -113,7 +113,8 @@ def as_batch(item: Any, with_target: bool, model: nn.Module | None = None) -> Ba
         return Batch(tuple(item), {})
     raise DataError(
         f"a batch is a tensor, (x, y) or a mapping of tensors; got {type(item).__name__}",
-        "let the data iterable yield tensors or tuples of tensors (a DataLoader does)",
+        "let the data iterable yield tensors or tuples of tensors (a DataLoader does); an object "
+        "of another kind that the model takes is given as x of (x, y), or (x, None) without a loss",
     )
 
 

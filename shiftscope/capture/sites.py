@@ -26,6 +26,8 @@ _WRAPPER_SEGMENTS = re.compile(
     r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)(\.|$)"
 )
 _ACTIVATION_HOME = "torch.nn.modules.activation"
+_OWN = ""
+"""Stands for a layer's own map among the counts of a call."""
 _LAYERS = (nn.Linear, nn.Bilinear, _ConvNd)
 
 
@@ -118,6 +120,9 @@ class Names:
         owner = self.owner_of(weight)
         if owner is not None and owner[1] == "weight":
             return owner[0]
+        if owner is None and frame.path and _computes(frame, weight):
+            frame.counts[_OWN] = 1
+            return frame.path
         return self._function(frame, op)
 
     def activation(self, frame: Frame, op: str) -> str:
@@ -174,6 +179,16 @@ def _holds(module: nn.Module, weight: Tensor) -> bool:
         return weight is former
     parametrizations = module._modules.get("parametrizations")
     return parametrizations is not None and "weight" in parametrizations._modules
+
+
+def _computes(frame: Frame, weight: Tensor) -> bool:
+    """Whether a layer runs its weight as it computes it anew (standardised, masked), once a call.
+
+    Its own kind of layer is meant: the class is one of torch's, with another forward.
+    """
+    own = frame.module._parameters.get("weight")
+    fits = isinstance(frame.module, _LAYERS) and own is not None and own.shape == weight.shape
+    return fits and not isinstance(weight, nn.Parameter) and _OWN not in frame.counts
 
 
 def _held(module: nn.Module) -> list[Tensor]:

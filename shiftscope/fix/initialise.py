@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shiftscope.capture.visits import walk
 from shiftscope.errors import UsageError
 from shiftscope.fix.attach import method_of, scale_
-from shiftscope.fix.choose import Sites, choose
+from shiftscope.fix.choose import Sites, called, choose
 from shiftscope.fix.factors import bias_of, neuron_factors, pooled_factor, refuse_dead
 from shiftscope.fix.means import neuron_rows
 from shiftscope.fix.unroll import LINEAR_MAPS, Unroll
@@ -256,7 +256,7 @@ def _treat_all(
 def _obstacle(layer: nn.Module) -> str:
     """Why a layer cannot be treated; empty if it can."""
     if not isinstance(layer, LINEAR_MAPS):
-        return f"{type(layer).__name__} is neither nn.Linear nor a convolution"
+        return f"{called(layer)} is neither nn.Linear nor a convolution"
     if any(p.is_complex() for p in layer.parameters()):
         return "complex weights: variances of complex numbers are not defined here"
     return ""

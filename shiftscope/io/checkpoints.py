@@ -169,8 +169,15 @@ def _checkpoint(
         choices=tuple(candidate.name for candidate in ordered),
         extras=_beside(content, candidates),
         notes=tuple(notes + dropped),
-        left_out=chosen.others,
+        left_out=tuple(_without(name, prefixes) for name in chosen.others),
     )
+
+
+def _without(name: str, prefixes: list[str]) -> str:
+    """A name without the wrapper prefixes that were taken off the names of tensors."""
+    for prefix in prefixes:
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _beside(content: Any, candidates: list[Candidate]) -> dict[str, Any]:

@@ -121,6 +121,31 @@ def test_every_activation_function(op: str, function: Callable[[Tensor], Tensor]
     check_gains(row)
 
 
+def test_layers_that_compute_their_weight_keep_their_name() -> None:
+    class Masked(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight * (self.weight > 0), self.bias)
+
+    class Standardised(nn.Conv1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv1d(x, self.weight - self.weight.mean((1, 2), keepdim=True), self.bias)
+
+    class Twice(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight * 2) + F.linear(x * x, self.weight**2).sqrt()
+
+    model = nn.Sequential(Standardised(3, 4, 1), Masked(5, 6), nn.Tanh(), Twice(6, 6))
+    assert list(ss.analyze(model, [torch.rand(8, 3, 5)] * 3).records) == [
+        *("0", "1", "2", "3", "3:linear"),
+    ]
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    with ss.watch(model, optimizer, every=1) as probe:
+        for _ in range(3):
+            model(torch.rand(8, 3, 5)).square().nan_to_num().mean().backward()
+            optimizer.step()
+        assert list(probe.snapshot().records) == ["0", "1", "2", "3", "3:linear"]
+
+
 def test_a_weight_times_a_vector() -> None:
     class Vector(nn.Module):
         def __init__(self) -> None:

@@ -122,7 +122,8 @@ def test_weights_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_packed_weights_are_told_in_the_report(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = {"0.scale": torch.ones(1), "0._packed_params._packed_params": (torch.ones(2), None)}
+    packed = {"scale": torch.ones(1), "_packed_params._packed_params": (torch.ones(2), None)}
+    state = {f"module.0.{name}": value for name, value in packed.items()}
     torch.save(state, "packed.pt")
     assert main(["analyze", "packed.pt", "--out", "run", *JSON]) == 0
     assert [tuple(gap) for gap in shiftscope.load(folder / "run" / "snapshot.npz").gaps] == [
