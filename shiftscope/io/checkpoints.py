@@ -24,6 +24,8 @@ from shiftscope.io.unwrap import Candidate, find_states, plain_values, strip_pre
 
 __all__ = ["Checkpoint", "load_checkpoint"]
 
+_COUNTER = "n_averaged"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -156,7 +158,7 @@ def _checkpoint(
         )
     chosen = _choose(path, candidates, prefer)
     notes += _told(chosen, [c for c in candidates if c is not chosen])
-    tensors, dropped = _usable(path, chosen.tensors)
+    tensors, dropped = _usable(path, _without_counter(chosen.tensors))
     names, prefixes = strip_prefixes(list(tensors))
     steps = [chosen.route] if chosen.path else []
     steps += [f"prefix {prefix!r}" for prefix in prefixes]
@@ -178,6 +180,12 @@ def _without(name: str, prefixes: list[str]) -> str:
     for prefix in prefixes:
         name = name.removeprefix(prefix)
     return name
+
+
+def _without_counter(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the number that ``torch.optim.swa_utils.AveragedModel`` keeps beside its module."""
+    rest = {name: tensor for name, tensor in tensors.items() if name != _COUNTER}
+    return rest if rest and all(name.startswith("module.") for name in rest) else tensors
 
 
 def _beside(content: Any, candidates: list[Candidate]) -> dict[str, Any]:

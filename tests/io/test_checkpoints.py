@@ -80,6 +80,16 @@ def test_safetensors_keep_no_order_so_layers_are_counted(tmp_path: Path) -> None
     assert same(load_checkpoint(tmp_path / "x.safetensors").state, state)
 
 
+@pytest.mark.parametrize("inner", ["", "model"])
+def test_averaged_models_of_torch_lose_their_counter(tmp_path: Path, inner: str) -> None:
+    state: dict[str, Any] = {"n_averaged": torch.tensor(3), **prefixed("module.")}
+    checkpoint = load_checkpoint(saved({inner: state} if inner else state, tmp_path / "x"))
+    assert same(checkpoint.state, weights())
+    assert checkpoint.wrapping.endswith("prefix 'module.'")
+    other = {"n_averaged": torch.tensor(3), **weights()}
+    assert same(load_checkpoint(saved(other, tmp_path / "y")).state, other)
+
+
 def test_prefix_of_a_compiled_submodule_comes_off_inside_a_name(tmp_path: Path) -> None:
     state = {"body._orig_mod.0.weight": torch.ones(2, 2), "head.weight": torch.ones(2, 2)}
     checkpoint = load_checkpoint(saved(state, tmp_path / "x"))
