@@ -90,6 +90,13 @@ def test_averaged_models_of_torch_lose_their_counter(tmp_path: Path, inner: str)
     assert same(load_checkpoint(saved(other, tmp_path / "y")).state, other)
 
 
+@pytest.mark.parametrize("name", ["adapter_model", "diffusion_pytorch_model"])
+def test_folders_of_adapters_and_pipelines(tmp_path: Path, name: str) -> None:
+    save_file(weights(), tmp_path / f"{name}.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert same(load_checkpoint(tmp_path).state, weights())
+
+
 def test_prefix_of_a_compiled_submodule_comes_off_inside_a_name(tmp_path: Path) -> None:
     state = {"body._orig_mod.0.weight": torch.ones(2, 2), "head.weight": torch.ones(2, 2)}
     checkpoint = load_checkpoint(saved(state, tmp_path / "x"))

@@ -322,6 +322,31 @@ NOT_MLPS = [
 ]
 
 
+def test_a_tied_tensor_may_stand_in_the_file_once(folder: Path) -> None:
+    (folder / "tied.py").write_text(
+        "from torch import nn\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.table, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)\n"
+        "        self.head.weight = self.table.weight\n"
+    )
+    weight = torch.randn(5, 4)
+    for name in ("table.weight", "head.weight"):
+        loaded = load_model("tied.py:Net", checkpoint(folder, {name: weight}))
+        assert torch.equal(loaded.model.head.weight, weight)  # type: ignore[arg-type, union-attr]
+        assert loaded.model.head.weight is loaded.model.table.weight  # type: ignore[union-attr]
+        assert "other name of a tied tensor" in loaded.report[0]
+    wrapped = checkpoint(folder, {"net.table.weight": weight})
+    assert torch.equal(load_model("tied.py:Net", wrapped).model.table.weight, weight)  # type: ignore[arg-type, union-attr]
+    torn = {"table.weight": weight, "head.weight": weight + 1}
+    with pytest.raises(LoadError, match="are one tensor in Net and differ in") as caught:
+        load_model("tied.py:Net", checkpoint(folder, torn))
+    assert "without tying" in caught.value.remedy
+    with pytest.raises(LoadError, match="2 missing"):
+        load_model("tied.py:Net", checkpoint(folder, {"other.x": weight}))
+
+
 def test_a_factory_may_load_an_exported_program(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
