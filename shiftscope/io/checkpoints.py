@@ -159,7 +159,9 @@ def _checkpoint(
     chosen = _choose(path, candidates, prefer)
     notes += _told(chosen, [c for c in candidates if c is not chosen])
     tensors, dropped = _usable(path, _without_counter(chosen.tensors))
-    names, prefixes = strip_prefixes(list(tensors))
+    # Lightning writes no safetensors: there "model." is a part of the model.
+    wrapped = kind not in (Format.SAFETENSORS, Format.SHARDED)
+    names, prefixes = strip_prefixes(list(tensors), lightning=wrapped)
     steps = [chosen.route] if chosen.path else []
     steps += [f"prefix {prefix!r}" for prefix in prefixes]
     ordered = [chosen, *(c for c in candidates if c is not chosen)]

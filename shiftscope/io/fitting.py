@@ -72,9 +72,10 @@ def _match_names(
 
     if complete(set(state)):
         return state, []
-    prefix = _first_part(wanted)
-    if prefix and complete({prefix + name for name in state}):
-        return _renamed(state, prefix, ""), [f"prefix {prefix!r} put back before every name"]
+    # Of several first parts too: a tied head may be all that stands beside "model.".
+    for prefix in sorted({f"{name.partition('.')[0]}." for name in wanted if "." in name}):
+        if complete({prefix + name for name in state}):
+            return _renamed(state, prefix, ""), [f"prefix {prefix!r} put back before every name"]
     prefix = _first_part(state)
     if prefix and complete({name.removeprefix(prefix) for name in state}):
         return _renamed(state, "", prefix), [f"prefix {prefix!r} taken off every name"]

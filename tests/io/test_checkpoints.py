@@ -97,6 +97,14 @@ def test_folders_of_adapters_and_pipelines(tmp_path: Path, name: str) -> None:
     assert same(load_checkpoint(tmp_path).state, weights())
 
 
+def test_in_safetensors_the_model_is_a_part_of_the_model(tmp_path: Path) -> None:
+    for prefix, wrapping in (("model.", ""), ("module.", "prefix 'module.'")):
+        save_file(prefixed(prefix), tmp_path / "x.safetensors")
+        checkpoint = load_checkpoint(tmp_path / "x.safetensors")
+        assert checkpoint.wrapping == wrapping
+        assert same(checkpoint.state, weights() if wrapping else prefixed(prefix))
+
+
 def test_prefix_of_a_compiled_submodule_comes_off_inside_a_name(tmp_path: Path) -> None:
     state = {"body._orig_mod.0.weight": torch.ones(2, 2), "head.weight": torch.ones(2, 2)}
     checkpoint = load_checkpoint(saved(state, tmp_path / "x"))

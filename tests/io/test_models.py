@@ -337,6 +337,17 @@ def test_a_tied_tensor_may_stand_in_the_file_once(folder: Path) -> None:
         assert torch.equal(loaded.model.head.weight, weight)  # type: ignore[arg-type, union-attr]
         assert loaded.model.head.weight is loaded.model.table.weight  # type: ignore[union-attr]
         assert "other name of a tied tensor" in loaded.report[0]
+    (folder / "headed.py").write_text(
+        "from torch import nn\nfrom tied import Net\n\n"
+        "class Headed(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.model, self.head = Net(), nn.Linear(4, 5, bias=False)\n"
+        "        self.model.head, self.head.weight = None, self.model.table.weight\n"
+    )
+    alone = checkpoint(folder, {"model.table.weight": weight})  # as small language models are saved
+    assert alone.wrapping == "prefix 'model.'"
+    assert torch.equal(load_model("headed.py:Headed", alone).model.head.weight, weight)  # type: ignore[arg-type, union-attr]
     wrapped = checkpoint(folder, {"net.table.weight": weight})
     assert torch.equal(load_model("tied.py:Net", wrapped).model.table.weight, weight)  # type: ignore[arg-type, union-attr]
     torn = {"table.weight": weight, "head.weight": weight + 1}
