@@ -471,6 +471,14 @@ def test_the_verdict_of_nothing_and_of_weights_alone() -> None:
     assert {f.severity for f in findings} <= {"info"}
 
 
+def test_where_no_site_was_seen_a_loss_that_was_given_is_not_asked_for() -> None:
+    gaps = (("", "a TorchScript module: no hook and no mode sees its inside"),)
+    told = diagnose(Snapshot({}, gaps, {"gradients": True}))
+    assert [(f.title, f.advice) for f in told] == [
+        ("Not measured: 1 module", "Nothing, if these parts do not matter here.")
+    ]
+
+
 def test_a_file_without_weights_to_read_asks_for_a_model() -> None:
     nothing = weights_only({"0.scale": torch.ones(1)}, left_out=["0._packed_params"])
     findings = diagnose(nothing)

@@ -24,6 +24,8 @@ def coverage(reading: Reading, thresholds: Thresholds) -> Finding | None:
     """
     gaps = tuple(reading.snapshot.gaps)
     backward = any(known(row.get("grad_z_var")) for row in reading.linear)
+    if not reading.rows:  # where no site was seen, a loss does not help
+        backward = bool(reading.snapshot.manifest.get("gradients"))
     seen = seen_share(reading.snapshot.coverage, "parameters")
     partly = seen is not None and seen < 1.0
     if not gaps and backward and not partly:
