@@ -36,7 +36,7 @@ from torch.overrides import TorchFunctionMode
 from workloads import NAMES, Workload, build
 
 import shiftscope as ss
-from shiftscope.tally.device import Parts
+from shiftscope.tally.device_pages import Parts
 
 Step = Callable[[], None]
 NEVER = 10**9

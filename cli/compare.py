@@ -122,11 +122,8 @@ def _write(comparison: Any, arguments: argparse.Namespace) -> None:
 
 
 def _tell(comparison: Any, arguments: argparse.Namespace) -> None:
-    from shiftscope.reporting.comparison import (
-        comparison_document,
-        comparison_sentence,
-        comparison_table,
-    )
+    from shiftscope.reporting.comparison import comparison_document
+    from shiftscope.reporting.comparison_rows import comparison_sentence, comparison_table
     from shiftscope.reporting.words import number
 
     if arguments.json:

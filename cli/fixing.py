@@ -16,12 +16,8 @@ from shiftscope.fix.constrain import release
 from shiftscope.fix.prescribe import calibration, output_change, predict, prescribe
 from shiftscope.io import load_checkpoint, load_model
 from shiftscope.io.saving import save_state
-from shiftscope.reporting.comparison import (
-    Outlook,
-    comparison_sentence,
-    comparison_table,
-    write_comparison,
-)
+from shiftscope.reporting.comparison import write_comparison
+from shiftscope.reporting.comparison_rows import Outlook, comparison_sentence, comparison_table
 from shiftscope.reporting.words import number
 
 from . import measuring

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shiftscope.reporting.comparison import Outlook
+from shiftscope.reporting.comparison_rows import Outlook
 from shiftscope.reporting.words import number
 
 if TYPE_CHECKING:

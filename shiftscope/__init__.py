@@ -30,7 +30,7 @@ _HOMES = {
     "Prescription": "fix.prescribe",
     "compare": "comparison",
     "draw": "",
-    "load": "snapshot",
+    "load": "archive.loading",
     "predict_depth": "prediction",
     "prescribe": "fix.prescribe",
     "release": "fix.constrain",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shiftscope.absences import joined_notes
 from shiftscope.tally import Counts, Extrema, Moments, RowSample
 
 __all__ = ["STREAMS", "SiteInfo", "SiteRecord", "Stream", "WeightFacts"]
@@ -147,8 +148,8 @@ class SiteInfo:
     """The fixed description of a site.
 
     Attributes:
-        site: Unique name: module path, ``:op`` for a function called inside it, ``.2`` for a
-            further place of the same kind within one forward pass.
+        site: Unique name: module path, ``:op`` for a function called inside it, ``:op.2`` for its
+            second place within one forward pass, ``~2`` for a second form of what is met there.
         kind: ``"linear"`` or ``"activation"``.
         op: The operation: ``linear``, ``conv2d``, ``relu``, ...
         module: Path of the module inside which the op ran ("" is the model itself).
@@ -222,7 +223,7 @@ class SiteRecord:
             samples=self.samples + other.samples,
             streams=streams | both,
             weights=_merge_optional(self.weights, other.weights),
-            notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
+            notes=joined_notes((*self.notes, *other.notes)),
             paired=self.paired and other.paired,
             kept={},
             lost_since=_earliest(self.lost_since, other.lost_since),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shiftscope.absences import further_calls, joined_gaps, joined_notes
 from shiftscope.columns import QUANTILES, Array, input_columns, neuron_columns, quantile_names
 from shiftscope.errors import UsageError
 from shiftscope.given import expect
@@ -24,9 +25,7 @@ from shiftscope.site_table import SITE_COLUMNS, site_row
 if TYPE_CHECKING:
     import pandas as pd
 
-    from shiftscope.trace import Trace
-
-__all__ = ["NEURON_COLUMNS", "Snapshot", "load"]
+__all__ = ["NEURON_COLUMNS", "Snapshot"]
 
 NEURON_COLUMNS = (
     *("site", "neuron", "count", "z_mean", "z_mean_se", "z_var", "z_min", "z_max"),
@@ -48,6 +47,12 @@ NEURON_COLUMNS = (
 
 _OF_THE_LATEST = ("step", "overflow_steps", "schedule")
 """What a manifest says of the state of a run, not of a stretch of it."""
+
+_APART = (
+    "averages over several steps of several processes: how far the means of the processes lie "
+    "apart in a step is not in the variances"
+)
+"""Each process knows the deviations from its own means only, once the weights have moved."""
 
 _INPUT_COLUMNS = (
     *("site", "input", "count", "a_mean", "a_var"),
@@ -122,12 +127,20 @@ class Snapshot:
             other: A snapshot whose sites of the same name have the same width.
 
         Returns:
-            The snapshot of both; its numbers are those of the concatenated data.
+            The snapshot of both; its numbers are those of the concatenated data. Where each is
+            of several steps, they are no more than averages: a note at each site says so.
 
         Raises:
             UsageError: It is no snapshot, or a site has different widths in the two.
         """
-        return self._put_together(other, SiteRecord.merge)
+        merged = self._put_together(other, SiteRecord.merge)
+        steps = [of.manifest.get("steps", 1) for of in (self, other)]
+        if max(steps) > 1:
+            both = self.records.keys() & other.records.keys()
+            merged = replace(merged, records=_noted(merged.records, both, _APART))
+        if "steps" in merged.manifest:  # they were made side by side
+            merged = replace(merged, manifest={**merged.manifest, "steps": max(steps)})
+        return merged
 
     def join(self, later: Snapshot) -> Snapshot:
         """Average with the snapshot of a later stretch of the same training run.
@@ -157,10 +170,14 @@ class Snapshot:
         for name, record in other.records.items():
             mine = records.get(name)
             records[name] = record if mine is None else rule(_fitting(mine, record), record)
+        places = {place for r in records.values() for place in (r.info.site, r.info.module)}
+        gaps, without_rows = joined_gaps((*self.gaps, *other.gaps), places)
+        for name in without_rows.keys() & records.keys():
+            records |= _noted(records, [name], further_calls(without_rows[name]))
         return replace(
             self,
             records=records,
-            gaps=tuple(dict.fromkeys((*self.gaps, *other.gaps))),
+            gaps=gaps,
             manifest=_merge_manifests(self.manifest, other.manifest),
             coverage=_merge_coverage(self.coverage, other.coverage),
             pictures={**other.pictures, **self.pictures},
@@ -184,24 +201,6 @@ class Snapshot:
         return sorted(self.records.values(), key=lambda record: record.info.order)
 
 
-def load(path: str | os.PathLike[str]) -> Snapshot | Trace:
-    """Read a snapshot or a trace that its ``save`` wrote.
-
-    Args:
-        path: The ``.npz`` file.
-
-    Returns:
-        The snapshot (or trace); its tables equal those of the one that was saved.
-
-    Raises:
-        LoadError: The file is missing, damaged, of another kind or of a newer version.
-    """
-    from shiftscope.archive import read_snapshot
-    from shiftscope.trace import Trace, holds_trace
-
-    return Trace.load(path) if holds_trace(path) else read_snapshot(path)
-
-
 def _quantiles_of(record: SiteRecord, known: dict[int, Array]) -> dict[str, Array]:
     """Quantiles of all streams; what an activation reads is what the layer before it wrote."""
     samples = {name: s.sample for name, s in record.streams.items() if s.sample is not None}
@@ -209,6 +208,14 @@ def _quantiles_of(record: SiteRecord, known: dict[int, Array]) -> dict[str, Arra
         if id(sample.rows) not in known:
             known[id(sample.rows)] = sample.quantiles(QUANTILES)
     return {name: known[id(sample.rows)] for name, sample in samples.items()}
+
+
+def _noted(
+    records: Mapping[str, SiteRecord], names: Iterable[str], note: str
+) -> dict[str, SiteRecord]:
+    """The records, some of them with one more note."""
+    noted = {n: replace(records[n], notes=joined_notes((*records[n].notes, note))) for n in names}
+    return {**records, **noted}
 
 
 def _fitting(mine: SiteRecord, theirs: SiteRecord) -> SiteRecord:
@@ -229,7 +236,7 @@ def _merge_manifests(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict
             counts = mine.get(weight, 0), theirs.get(weight, 0)
             total = max(1, sum(counts))
             merged[mean] = (mine[mean] * counts[0] + theirs[mean] * counts[1]) / total
-    for key in ("batches", "samples", "steps", "accuracy_rows"):
+    for key in ("batches", "empty_batches", "samples", "steps", "accuracy_rows"):
         if key in mine or key in theirs:
             merged[key] = mine.get(key, 0) + theirs.get(key, 0)
     if "class_counts" in mine or "class_counts" in theirs:
@@ -241,6 +248,11 @@ def _merge_manifests(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict
 
 def _merge_coverage(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**theirs, **mine}
+    for key in ("parameters", "modules", "activations"):
+        # Each knows what it saw, not which: what both saw together is at least the larger part.
+        tables = [table for table in (mine.get(key), theirs.get(key)) if table]
+        if len(tables) > 1:
+            merged[key] = max(tables, key=lambda table: table.get("seen") or 0)
     one, other = mine.get("flops", {}), theirs.get("flops", {})
     if one.get("total") and other.get("total"):
         merged["flops"] = {key: one[key] + other[key] for key in ("seen", "total")}

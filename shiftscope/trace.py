@@ -7,19 +7,14 @@ too many, some are left out, evenly over the run. What remains are true measurem
 
 from __future__ import annotations
 
-import io
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from shiftscope.errors import UsageError
-from shiftscope.files import atomic_file, strict
+from shiftscope.files import atomic_file
 from shiftscope.given import each, expect, whole
 from shiftscope.record import SiteRecord, Stream
 from shiftscope.snapshot import Snapshot
@@ -29,11 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Trace", "Window"]
 
-_VERSION = 1
 _KEPT_ROWS = 20
 """Rows of z that older windows keep: one for each block of the jackknife of the shift share."""
 LIMIT = 256
 """Windows a trace holds at most."""
+_NO_STEP = (
+    "no step was recorded yet",
+    "train on, give every=N for a fixed schedule, or take probe.snapshot()",
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Trace:
     Attributes:
         windows: The windows.
         steps_done: Steps that the run has made, recorded or not.
-        missed: Phase to ``(reason, remedy)`` where its latest window had no site to be kept.
+        missed: Phase to ``(reason, remedy)`` where of its latest recorded steps no site was kept.
 
     Raises:
         UsageError: The limit is below 4, or something else than windows is given.
@@ -152,12 +150,13 @@ class Trace:
             for window in reversed(self.windows):
                 if phase in (None, window.phase):
                     return window.snapshot
-        for reason, remedy in self.missed.values():
-            raise UsageError(f"the trace holds no window: {reason}", remedy)
-        raise UsageError(
-            "the trace holds no window: no step was recorded yet",
-            "train on, give every=N for a fixed schedule, or take probe.snapshot()",
-        )
+        reason, remedy = self.why_empty
+        raise UsageError(f"the trace holds no window: {reason}", remedy)
+
+    @property
+    def why_empty(self) -> tuple[str, str]:
+        """Why there is no window, and what to do."""
+        return next(iter(self.missed.values()), _NO_STEP)
 
     def phase(self, name: str) -> Trace:
         """The windows of one phase.
@@ -167,6 +166,7 @@ class Trace:
         """
         made = Trace(limit=self.limit)
         made.windows = [window for window in self.windows if window.phase == name]
+        made.missed = {phase: why for phase, why in self.missed.items() if phase == name}
         return made
 
     def merge(self) -> Snapshot:
@@ -218,28 +218,11 @@ class Trace:
         Raises:
             UsageError: The file cannot be written.
         """
-        content = self._dump()
+        from shiftscope.archive import dump_trace
+
+        content = dump_trace(self)
         with atomic_file(path) as file:
             file.write(content)
-
-    def _dump(self) -> bytes:
-        from shiftscope.archive import dump
-
-        arrays: dict[str, Any] = {
-            f"window_{k}": np.frombuffer(dump(window.snapshot), dtype=np.uint8)
-            for k, window in enumerate(self.windows)
-        }
-        manifest = {
-            "format": "shiftscope-trace",
-            "schema_version": _VERSION,
-            "limit": self.limit,
-            "steps_done": self.steps_done,
-            "windows": [[w.first, w.last, w.phase] for w in self.windows],
-        }
-        text = json.dumps(strict(manifest), allow_nan=False).encode()
-        buffer = io.BytesIO()
-        np.savez(buffer, manifest=np.frombuffer(text, dtype=np.uint8), **arrays)
-        return buffer.getvalue()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
@@ -275,17 +258,9 @@ class Trace:
         Raises:
             LoadError: The bytes are damaged, of another kind or of a newer version.
         """
-        from shiftscope.archive import manifest_of, opened, parse
+        from shiftscope.archive import parse_trace
 
-        reason = f"{name!r} is not a readable shiftscope trace"
-        with opened(content, reason, remedy) as archive:
-            manifest = manifest_of(archive, "trace", _VERSION, name)
-            made = cls(limit=max(4, int(manifest["limit"])))
-            made.steps_done = int(manifest.get("steps_done", 0))
-            for k, (first, last, phase) in enumerate(manifest["windows"]):
-                snapshot = parse(bytes(archive[f"window_{k}"]), name)
-                made.windows.append(Window(int(first), int(last), str(phase), snapshot))
-            return made
+        return parse_trace(content, name, remedy)
 
     def __iter__(self) -> Iterator[Window]:
         """The windows in order."""
@@ -302,19 +277,9 @@ class Trace:
     def __repr__(self) -> str:
         """How many windows, and of which steps."""
         if not self.windows:
-            return "Trace(empty)"
+            return f"Trace(empty: {self.why_empty[0]})" if self.missed else "Trace(empty)"
         last = max(window.last for window in self.windows)
         return f"Trace({len(self)} windows, steps {self.windows[0].first}-{last})"
-
-
-def holds_trace(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is that of a trace."""
-    try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            manifest: Any = json.loads(bytes(archive["manifest"]).decode())
-            return bool(manifest.get("format") == "shiftscope-trace")
-    except Exception:  # whatever is wrong with it, the reader of snapshots says so better
-        return False
 
 
 def _is_finite(snapshot: Snapshot) -> bool:

@@ -22,6 +22,7 @@ RANK = {
     "geometry": 1,
     "tally": 1,
     "theory": 1,
+    "absences": 1,
     "record": 2,
     "columns": 2,
     "site_table": 2,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import shiftscope as ss
-from shiftscope import archive
+from shiftscope.archive import snapshots
 
 
 def snapshot(rows: int = 300, seed: int = 0) -> ss.Snapshot:
@@ -53,7 +53,7 @@ def test_what_is_printed_of_one_is_short() -> None:
 
 
 def test_tables_survive_a_thinned_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "SAMPLE_BUDGET", 4000)
+    monkeypatch.setattr(snapshots, "SAMPLE_BUDGET", 4000)
     before = snapshot()
     before.save(tmp_path / "run.npz")
     after = ss.load(tmp_path / "run.npz")
@@ -73,7 +73,7 @@ def test_the_file_holds_no_pickle(tmp_path: Path) -> None:
             assert b"'|O'" not in header
     with np.load(tmp_path / "run.npz", allow_pickle=False) as data:
         manifest = json.loads(bytes(data["manifest"]))
-    assert manifest["schema_version"] == archive.SCHEMA_VERSION
+    assert manifest["schema_version"] == snapshots.SCHEMA_VERSION
 
 
 def test_merged_snapshots_are_that_of_all_rows() -> None:
@@ -141,7 +141,7 @@ def test_flipped_bytes_are_refused_or_harmless(tmp_path: Path) -> None:
 
 
 def test_a_newer_schema_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "SCHEMA_VERSION", 99)
+    monkeypatch.setattr(snapshots, "SCHEMA_VERSION", 99)
     snapshot(100).save(tmp_path / "run.npz")
     monkeypatch.undo()
     with pytest.raises(ss.LoadError, match="schema 99"):

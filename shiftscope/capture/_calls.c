@@ -18,7 +18,7 @@ PyTypeObject *books_type, *hook_type;
 PyObject *word_books, *word_called, *word_called_hooked, *word_detail, *word_dtype, *word_due,
     *word_arrived, *word_epoch, *word_follow, *word_grad_fn, *word_handle, *word_hook, *word_image,
     *word_is_leaf, *word_is_nested, *word_itself, *word_layout, *word_local, *word_model,
-    *word_ndim, *word_otherwise, *word_output_nr, *word_plans,
+    *word_ndim, *word_no_rows, *word_otherwise, *word_output_nr, *word_plans,
     *word_register_hook, *word_repeated, *word_requires_grad, *word_run, *word_settled,
     *word_shape, *word_shared;
 
@@ -29,7 +29,7 @@ static const Word words[] = {
     {&word_grad_fn, "grad_fn"}, {&word_handle, "handle"}, {&word_hook, "hook"},
     {&word_image, "image"}, {&word_is_leaf, "is_leaf"}, {&word_is_nested, "is_nested"},
     {&word_itself, "itself"}, {&word_layout, "layout"}, {&word_local, "_local"},
-    {&word_model, "_model"}, {&word_ndim, "ndim"},
+    {&word_model, "_model"}, {&word_ndim, "ndim"}, {&word_no_rows, "no_rows"},
     {&word_otherwise, "otherwise"}, {&word_output_nr, "output_nr"}, {&word_plans, "plans"},
     {&word_register_hook, "register_hook"}, {&word_repeated, "repeated"},
     {&word_requires_grad, "requires_grad"}, {&word_run, "run"}, {&word_settled, "settled"},

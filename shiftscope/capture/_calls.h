@@ -48,7 +48,7 @@ int is_transformed(void);
 extern PyObject *word_books, *word_called, *word_called_hooked, *word_detail, *word_dtype,
     *word_due, *word_arrived, *word_epoch, *word_follow, *word_grad_fn, *word_handle, *word_hook,
     *word_image, *word_is_leaf, *word_is_nested, *word_itself, *word_layout, *word_local,
-    *word_model, *word_ndim, *word_otherwise, *word_output_nr, *word_plans,
+    *word_model, *word_ndim, *word_no_rows, *word_otherwise, *word_output_nr, *word_plans,
     *word_register_hook, *word_repeated, *word_requires_grad, *word_run, *word_settled,
     *word_shape, *word_shared;
 

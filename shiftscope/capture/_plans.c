@@ -162,6 +162,16 @@ static PyObject *counted(const Call *call, int hooked, PyObject *out)
     return out;
 }
 
+/* Tell of a call without rows; what it returns, or NULL. */
+static PyObject *without_rows(const Call *call, PyObject *out)
+{
+    PyObject *told = PyObject_CallMethodObjArgs(call->plan, word_no_rows, call->recorder, NULL);
+    if (!told)
+        Py_CLEAR(out);
+    Py_XDECREF(told);
+    return out;
+}
+
 static PyObject *run_linear(const Call *call)
 {
     PyObject *plan = call->plan;
@@ -172,7 +182,7 @@ static PyObject *run_linear(const Call *call)
                                 SLOT(plan, linear_slots, LINEAR_X_KIND)) : NULL;
     if (a == Py_None) { /* no rows */
         Py_DECREF(a);
-        return out;
+        return without_rows(call, out);
     }
     PyObject *z = a ? look_at(call->books, call->recorder, slot_z, out,
                               SLOT(plan, linear_slots, LINEAR_Z_KIND)) : NULL;
@@ -239,6 +249,8 @@ static PyObject *run_activation(const Call *call)
         Py_XDECREF(a);
         if (out)
             out = counted(call, hook_activation(call, x, out, edge), out);
+    } else if (out) {
+        out = without_rows(call, out);
     }
     Py_XDECREF(z);
     Py_XDECREF(edge);

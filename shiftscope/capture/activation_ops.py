@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ACTIVATION_OPS", "OF_POSITIONS", "ActivationOp", "parse_activation"]
+__all__ = ["ACTIVATION_OPS", "ActivationOp", "parse_activation"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class ActivationOp:
     params: Mapping[str, Any] = field(default_factory=dict)
     elementwise: bool = True
     dim: int | None = None
+
+    @property
+    def may_be_code(self) -> bool:
+        """Whether it also encodes positions and times: an activation only behind a layer."""
+        return self.op == "sin"
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,6 @@ def _rrelu(params: dict[str, Any]) -> str:
         return "rrelu_training"
     return "rrelu"
 
-
-OF_POSITIONS = frozenset({"sin"})
-"""Ops that also encode positions and times: activations only where they follow a layer."""
 
 _LEAKY = ("negative_slope",)
 _BOUNDS = ("min_val", "max_val")

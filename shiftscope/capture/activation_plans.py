@@ -90,6 +90,7 @@ class ActivationPlan(Plan):
         z = recorder.before(self.z, x, self.kind, self.dim)
         out: Tensor = self.func(*args, **kwargs)
         if z[0] is None:
+            self.no_rows(recorder)
             return out
         recorder.after((self.z, self.a), z, out, self.kind, self.dim)
         node = out.grad_fn

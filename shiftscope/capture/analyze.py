@@ -26,7 +26,7 @@ from shiftscope.capture.copies import twin
 from shiftscope.capture.coverage import coverage, forward_flops, missing
 from shiftscope.capture.graph import reaches
 from shiftscope.capture.pictures import pictures
-from shiftscope.capture.placement import device_of, float_dtype, place
+from shiftscope.capture.placement import device_of, existing, float_dtype, place
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
@@ -118,6 +118,7 @@ class _Job:
         self.frozen = not any(p.requires_grad for p in model.parameters())
         self.score = Score()
         self.done, self.samples, self.backward, self.flops = 0, 0, False, 0.0
+        self.empty = 0
 
     def run(self, data: Iterable[Any], batches: int | None, progress: Progress | None) -> Snapshot:
         modules = sum(1 for _ in self.model.modules())
@@ -131,10 +132,11 @@ class _Job:
                 if progress is not None:
                     progress(self.done, total)
         if not self.done:
-            raise DataError("the data gave no batch", "give an iterable with at least one batch")
+            found = "no batch with samples" if self.empty else "no batch"
+            raise DataError(f"the data gave {found}", "give an iterable with at least one batch")
         return Snapshot(
             records=recorder.records(backward=self.backward),
-            gaps=tuple(missing(attachment, recorder.measured)),
+            gaps=tuple(missing(attachment, recorder)),
             manifest=self._manifest(),
             coverage=coverage(attachment, recorder, self.flops * self.samples),
             pictures=pictures(recorder.states),
@@ -145,6 +147,7 @@ class _Job:
             if batches is not None and index >= batches:
                 return
             batch = as_batch(item, self.loss_fn is not None, self.model)
+            self.empty += not batch.samples
             if batch.samples:
                 yield batch.to(self.device, self.dtype or float_dtype(self.model))
 
@@ -178,7 +181,7 @@ class _Job:
             "dtype": str(float_dtype(self.model)).removeprefix("torch."),
             "mode": "train" if self.model.training else "eval",
             "model": type(self.model).__name__,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": sum(p.numel() for p in existing(self.model)),
             "batches": self.done,
             "samples": self.samples,
             "rows": self.rows,
@@ -186,6 +189,7 @@ class _Job:
             "ranks": distributed.world_size(),
             "gradients": self.backward,
             **self.score.summary(),
+            **({"empty_batches": self.empty} if self.empty else {}),
         }
 
 
@@ -204,7 +208,7 @@ def _on_all_ranks(
 
 def _backward(loss: Tensor, model: nn.Module, batch: Batch) -> None:
     """Run the backward pass for its hooks; gradients are neither accumulated nor kept."""
-    wanted: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    wanted: list[Tensor] = [p for p in existing(model) if p.requires_grad]
     wanted += [value for value in batch.tensors if value.requires_grad]
     if not reaches(loss, "Checkpoint"):
         torch.autograd.grad(loss, wanted, allow_unused=True)

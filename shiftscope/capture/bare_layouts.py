@@ -41,10 +41,13 @@ class Layouts:
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._told = _outputs_told(state)
         votes: dict[int, set[bool]] = defaultdict(set)
+        self._names: set[str] = set()
         for key, told in self._told.items():
             shape = tuple(state[key].shape)
             if not told.square(shape):
-                votes[len(shape)].add(_groups(shape, told.outputs) > 0)
+                turned = _groups(shape, told.outputs) > 0
+                votes[len(shape)].add(turned)
+                self._names |= {_layer(key)} if turned and len(shape) == 2 else set()
         self._all_transposed = {dims for dims, found in votes.items() if found == {True}}
 
     def op(self, key: str, weight: Tensor, bias: Tensor | None) -> LinearOp:
@@ -74,9 +77,10 @@ class Layouts:
         told = self._told.get(key)
         if told is not None and told.by_bias and not told.square(shape):
             return _groups(shape, told.outputs)
-        # Matrices without a bias are heads and look-up tables also beside GPT-2's Conv1D.
-        like_others = len(shape) > 2 or (told is not None and told.by_bias)
-        return 1 if like_others and len(shape) in self._all_transposed else 0
+        if len(shape) > 2:
+            return 1 if len(shape) in self._all_transposed else 0
+        # A square matrix lies as other layers of its name do.
+        return 1 if shape[0] == shape[1] and _layer(key) in self._names else 0
 
 
 class _Told(NamedTuple):
@@ -109,6 +113,10 @@ def _outputs_told(state: Mapping[str, Tensor]) -> dict[str, _Told]:
         elif mean is not None and mean.dim() == 1 and beside:
             found[key] = _Told(len(mean), False)
     return found
+
+
+def _layer(key: str) -> str:
+    return key.rpartition(".")[0].rpartition(".")[2]
 
 
 def _parent(path: str) -> str:

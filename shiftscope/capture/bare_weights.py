@@ -31,6 +31,8 @@ _INTEGERS = "its numbers are integers: a quantised layer, whose weights cannot b
 _LOOK_UP = "a look-up table, by its name: no linear map is executed"
 _IN_PARTS = "a part of a weight that is computed at each call: give data to have its layer measured"
 _UNNAMED = "its name does not say that it is a weight: give data to have its layer measured"
+_NOTE = "weights only: no data were run"
+_TURNED = "its rows are those of the transposed matrix, as the biases tell"
 _ONE_GROUP = "xi is that of a convolution without groups, of which a state dict does not tell"
 
 
@@ -109,7 +111,9 @@ def _record(key: str, op: LinearOp, facts: WeightFacts, order: int) -> SiteRecor
     neurons = len(facts.norm2)
     fan_in = op.fan_in(neurons)
     info = SiteInfo(site, "linear", op.op, path, neurons, fan_in, order=order)
-    notes = ["weights only: no data were run"]
+    notes = [_NOTE]
+    if op.op == "addmm" or op.op.startswith("conv_transpose"):
+        notes.append(_TURNED)
     if op.weight.dim() > 2 and op.groups == 1:
         notes.append(_ONE_GROUP)
         if op.weight.shape[1] == 1:  # each channel by itself, but for images of one channel

@@ -6,7 +6,7 @@ Refused at once is what is certain. Where only a recorded window can tell, it is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from shiftscope.archive import content_of
 from shiftscope.capture.choice import matching, no_match, optimizer_of, some
 from shiftscope.capture.coverage import nothing_measured
+from shiftscope.capture.seen import Seen
 from shiftscope.capture.sites import clean_path
 from shiftscope.errors import MeasureError, UsageError
 from shiftscope.given import expect
 from shiftscope.record import SiteInfo, SiteRecord
 from shiftscope.trace import Trace
 
-__all__ = ["check_optimizer", "kept", "nothing_since", "resumed"]
+__all__ = ["check_optimizer", "kept", "note_bypassed", "nothing_since", "resumed"]
 
 _NOTHING_SEEN = (
     "no linear map and no activation was seen in the steps that were recorded",
@@ -53,16 +54,28 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
         return
     groups = getattr(optimizer_of(optimizer), "param_groups", None) or []
     held = [tensor for group in groups for tensor in group.get("params", ())]
-    own = [*model.parameters()]
-    if not held or not any(p.requires_grad for p in own) or not all(map(_is_plain, (*held, *own))):
+    own: list[Tensor] = list(model.parameters()) or list(_attributes(model))
+    if not held or not all(map(_is_plain, (*held, *own))):
+        return
+    if own and not any(p.requires_grad for p in own):
         return
     if any(p.is_floating_point() and p.element_size() < 4 for p in own):
         return
     if not {_memory(p) for p in own}.intersection(map(_memory, held)):
+        what = "holds no parameter of" if own else "holds parameters, and there are none in"
         raise UsageError(
-            f"the {type(optimizer).__name__} holds no parameter of the model that is watched",
+            f"the {type(optimizer).__name__} {what} the model that is watched",
             "give the optimizer made from its parameters, or none and call probe.step()",
         )
+
+
+def _attributes(model: nn.Module) -> Iterator[Tensor]:
+    """Trained tensors that modules hold as plain attributes, alone, in lists or dictionaries."""
+    for module in model.modules():
+        for value in vars(module).values():
+            held = value.values() if isinstance(value, dict) else value
+            items = held if isinstance(value, list | tuple | dict) else [value]
+            yield from (t for t in items if isinstance(t, Tensor) and t.requires_grad)
 
 
 def _is_plain(tensor: Any) -> bool:
@@ -143,6 +156,19 @@ def kept(
     return found
 
 
+def note_bypassed(trace: Trace, forwards: int, seen: Seen) -> None:
+    """Tell in the trace why of a step that ends nothing was recorded, where that is known.
+
+    Args:
+        trace: The trace of the run.
+        forwards: Forward passes that were recorded in it.
+        seen: What was seen of the model.
+    """
+    bypassed, seen.bypassed = seen.bypassed, {}
+    if bypassed and not forwards:
+        trace.missed["train"] = _why("train", [*bypassed.items()])
+
+
 def nothing_since(trace: Trace, phase: str, obstacles: Sequence[tuple[str, str]]) -> MeasureError:
     """The error of a snapshot that would be empty.
 
@@ -158,7 +184,7 @@ def nothing_since(trace: Trace, phase: str, obstacles: Sequence[tuple[str, str]]
 def _why(phase: str, unmeasured: Sequence[tuple[str, str]]) -> tuple[str, str]:
     if not unmeasured:
         return _NOTHING_SEEN
-    told = nothing_measured(phase, unmeasured)
+    told = nothing_measured(phase, unmeasured, "")
     return told.reason, told.remedy
 
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from shiftscope.capture.activation_ops import ACTIVATION_OPS
 from shiftscope.capture.arguments import patterns
-from shiftscope.capture.sites import clean_path, names_itself
+from shiftscope.capture.sites import clean_path, names_itself, place_of
 from shiftscope.errors import UsageError
 from shiftscope.record import SiteRecord
 
@@ -42,8 +42,9 @@ def matching(records: Mapping[str, SiteRecord], patterns: Sequence[str]) -> dict
 
 
 def wanted(site: str, patterns: Sequence[str]) -> bool:
-    """Whether a site is to be kept."""
-    return any(p == "*" or fnmatch.fnmatchcase(site, p) for p in patterns)
+    """Whether a site is to be kept: by its name, or as a further form of a place that is kept."""
+    names = {site, place_of(site)}
+    return any(p == "*" or fnmatch.fnmatchcase(name, p) for p in patterns for name in names)
 
 
 def patterns_of(sites: Any, model: nn.Module, stacklevel: int = 3) -> tuple[str, ...]:
@@ -73,11 +74,11 @@ def patterns_of(sites: Any, model: nn.Module, stacklevel: int = 3) -> tuple[str,
 
 
 def _may_match(pattern: str, path: str) -> bool:
-    """Whether a pattern can match ``path``, ``path:op`` or ``path.2`` (see :mod:`.sites`)."""
+    """Whether a pattern can match ``path``, ``path:op`` or ``path~2`` (see :mod:`.sites`)."""
     literal = _chunks(pattern)[0]
     if path.startswith(literal):
         return literal != pattern or path == pattern
-    return literal.startswith(path) and re.match(r":|\.\d+", literal[len(path) :]) is not None
+    return literal.startswith(path) and re.match(r":|~\d+", literal[len(path) :]) is not None
 
 
 def _names_something(pattern: str, modules: Mapping[str, nn.Module]) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 import shiftscope
 from shiftscope.capture.arguments import check_model
 from shiftscope.capture.belonging import check_optimizer
+from shiftscope.capture.placement import existing
 from shiftscope.capture.recorder import Settings
 from shiftscope.errors import UsageError
 from shiftscope.given import shown, whole
@@ -23,7 +24,7 @@ __all__ = ["check", "described", "is_capturing", "noted_on", "sample_budget"]
 
 def described(model: nn.Module | None, phase: str, settings: Settings) -> dict[str, Any]:
     """The part of a manifest that says what was measured, and by what."""
-    parameters = [] if model is None else list(model.parameters())
+    parameters = [] if model is None else existing(model)
     first = next((p for p in parameters if p.is_floating_point()), None)
     return {
         "shiftscope": shiftscope.__version__,

@@ -2,73 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from shiftscope.absences import NO_GRADIENTS, NOT_CALLED, NOT_NOW, no_rows
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder
-from shiftscope.capture.site_state import SiteState
+from shiftscope.capture.site_state import EmptyCalls, SiteState
 from shiftscope.capture.sites import Names, clean_path
 from shiftscope.errors import MeasureError
 
 __all__ = ["coverage", "forward_flops", "missing", "nothing_measured", "obstacles"]
 
-_NOT_CALLED = "not called"
 _LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
 
 
-def missing(attachment: Attachment, measured: set[str]) -> list[tuple[str, str]]:
+def missing(attachment: Attachment, recorder: Recorder) -> list[tuple[str, str]]:
     """Gaps: every weight-carrying module that was not measured, with the reason.
 
     Args:
         attachment: The attachment after its window.
-        measured: Paths of the modules that were.
+        recorder: What recorded the window.
 
     Returns:
-        ``(module path, reason)``, those found while running first.
+        ``(module path, reason)``, those found while running first; of calls without rows the name
+        of the site.
     """
-    gaps = list(attachment.gaps)
-    known = {path for path, _ in gaps}
-    for module, path in attachment.names.paths.items():
-        reason = _reason(attachment, measured, module, path)
-        if path not in known and reason is not None:
-            gaps.append((path, reason))
-    return gaps
+    called = recorder.with_rows
+    empty = {site: c for site, c in recorder.empty_calls.items() if site not in called}
+    measured = recorder.measured
+    earlier = dict.fromkeys(recorder.known - measured, NOT_NOW)
+    return _listed(attachment, measured, empty, earlier)
 
 
 def obstacles(attachment: Attachment) -> list[tuple[str, str]]:
     """Gaps of what was run and could not be measured, in any phase."""
-    found = missing(attachment, attachment.measured)
-    return [(path, reason) for path, reason in found if reason != _NOT_CALLED]
+    measured = attachment.measured
+    empty = {s: c for s, c in attachment.empty.items() if not measured or c.carriers - measured}
+    found = _listed(attachment, measured, empty, {})
+    return [(path, reason) for path, reason in found if reason != NOT_CALLED]
 
 
-def nothing_measured(phase: str, found: Sequence[tuple[str, str]]) -> MeasureError:
+def _listed(
+    attachment: Attachment,
+    measured: set[str],
+    empty: Mapping[str, EmptyCalls],
+    earlier: Mapping[str, str],
+) -> list[tuple[str, str]]:
+    """Gaps by what was measured, what had no rows, and what was measured at other times."""
+    gaps = [*attachment.gaps, *((site, no_rows(calls.calls)) for site, calls in empty.items())]
+    known = {path for path, _ in gaps}
+    known.update(*(calls.carriers - measured for calls in empty.values()))
+    for module, path in attachment.names.paths.items():
+        reason = _reason(attachment, measured, module, path)
+        if path not in known and reason is not None:
+            gaps.append((path, earlier.get(_owner(path), reason)))
+    return gaps
+
+
+def nothing_measured(
+    phase: str, found: Sequence[tuple[str, str]], when: str = " since the last snapshot"
+) -> MeasureError:
     """The error of a snapshot without records.
 
     Args:
         phase: The phase that was asked for.
         found: What was run and could not be measured.
+        when: In which steps.
     """
     if found:
-        told = [f"{path or 'the model'}: {reason}" for path, reason in found[:4]]
-        more = [f"and {len(found) - 4} more"] * (len(found) > 4)
         remedy = "call eager modules on plain tensors; what no hook can see cannot be measured"
         if any(reason.startswith("fused") for _, reason in found):
             remedy = "ss.analyze runs fused layers as their parts: measure a checkpoint of the run"
         return MeasureError(
-            f"nothing could be measured in phase {phase!r} since the last snapshot "
-            f"({'; '.join(told + more)})",
-            remedy,
+            f"nothing could be measured in phase {phase!r}{when} ({_by_reason(found)})", remedy
         )
     return MeasureError(
         f"no step of phase {phase!r} was recorded since the last snapshot",
         "train on, or give every=1; validation is recorded inside probe.record()",
     )
+
+
+def _by_reason(found: Sequence[tuple[str, str]]) -> str:
+    """The first few places of each of the first few reasons."""
+    places: dict[str, list[str]] = {}
+    for path, reason in found:
+        places.setdefault(reason, []).append(path or "the model")
+    return _few([f"{_few(paths, ', ')}: {reason}" for reason, paths in places.items()], "; ")
+
+
+def _few(items: Sequence[str], between: str) -> str:
+    more = [f"and {len(items) - 4} more"] * (len(items) > 4)
+    return between.join([*items[:4], *more])
 
 
 def coverage(attachment: Attachment, recorder: Recorder, flops: float) -> dict[str, Any]:
@@ -82,11 +112,11 @@ def coverage(attachment: Attachment, recorder: Recorder, flops: float) -> dict[s
     Returns:
         ``{"parameters" | "modules" | "flops" | "activations": {"seen": ..., "total": ...}}``;
         parameters are those with two or more dimensions, look-up tables left out; flops are those
-        of all measured forward passes.
+        of all measured forward passes. In a run, all but flops count what was seen so far.
     """
     carriers = [(m, p) for m, p in attachment.names.paths.items() if weights_of(m)]
     linear = [(m, p) for m, p in carriers if not isinstance(m, _LOOKUPS)]
-    seen = [(m, p) for m, p in linear if _owner(p) in recorder.measured]
+    seen = [(m, p) for m, p in linear if _owner(p) in recorder.known]
     states = recorder.states
     unseen = sum(w.numel() for m, _ in seen for w in _unseen(attachment, m).values())
     idle = [
@@ -94,7 +124,8 @@ def coverage(attachment: Attachment, recorder: Recorder, flops: float) -> dict[s
         for m, p in attachment.names.paths.items()
         if _is_activation(m) and p not in attachment.called
     ]
-    active = sum(1 for state in states.values() if state.info.kind == "activation" and state.calls)
+    met = [state for state in states.values() if state.calls or state.met]
+    active = sum(1 for state in met if state.info.kind == "activation")
     done = sum(_flops(state) for state in states.values())
     return {
         "parameters": {"seen": _count(seen) - unseen, "total": _count(linear)},
@@ -140,26 +171,28 @@ def _reason(attachment: Attachment, measured: set[str], module: nn.Module, path:
         return "a lazy module that was not called: its weights do not exist yet"
     if _is_quantised(module):
         return "a quantised layer: its integer weights carry no preactivation statistics"
-    if not weights_of(module):
+    if not weights_of(module) and not _is_activation(module):
         return None
     if _owner(path) in measured:
-        return _told(_unseen(attachment, module))
+        unseen = _unseen(attachment, module)
+        told = _told({n: w for n, w in unseen.items() if id(w) not in attachment.idle})
+        return told and attachment.refused.get(path, told)
     return _why_not_seen(attachment, module, path)
 
 
-def _why_not_seen(attachment: Attachment, module: nn.Module, path: str) -> str:
+def _why_not_seen(attachment: Attachment, module: nn.Module, path: str) -> str | None:
     places = {path, _owner(path)}
-    if not places & attachment.called:
-        return attachment.passed.get(path, _NOT_CALLED)
+    if not places & attachment.called and path not in attachment.refused:
+        return attachment.passed.get(path, NOT_CALLED)
     if places & attachment.measured:
-        return "called in another phase only: modules run under no_grad count for evaluation"
+        return NO_GRADIENTS
     if isinstance(module, _LOOKUPS):
         return "a look-up table: no linear map is executed"
     if any(weight.is_complex() for weight in weights_of(module)):
         return "complex weights: means and variances of complex numbers are not defined here"
     if isinstance(module, torch.jit.ScriptModule):
         return "a TorchScript module: no hook and no mode sees its inside"
-    return attachment.refused.get(path) or _told(dict(_named_weights(module))) or ""
+    return attachment.refused.get(path) or _told(dict(_named_weights(module)))
 
 
 def _unseen(attachment: Attachment, module: nn.Module) -> dict[str, Tensor]:

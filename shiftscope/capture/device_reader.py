@@ -12,7 +12,9 @@ from torch import Tensor
 
 from shiftscope.capture.readings import IMAGE, ROWS, is_channels_last
 from shiftscope.capture.totals import PagedReader, Structure, Totals
-from shiftscope.tally.device import DeviceReader, DeviceRecord, Page, Parts, usable
+from shiftscope.tally.device import DeviceReader, usable
+from shiftscope.tally.device_pages import Page, Parts
+from shiftscope.tally.device_record import DeviceRecord
 from shiftscope.tally.steps import Write
 
 __all__ = ["DeviceReaders", "Parts"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shiftscope.capture.calls import entered, known_as, left
 
@@ -77,11 +77,16 @@ def remove_modes(ours: Callable[[Any], bool]) -> None:
         torch._C._push_on_torch_function_stack(other)
 
 
-def is_running(module: nn.Module) -> bool:
-    """Whether a forward of this very module is under way in this thread (it calls itself)."""
+def is_running(module: nn.Module, method: str = "forward") -> bool:
+    """Whether a method of this very module is under way in this thread.
+
+    Args:
+        module: The module.
+        method: The name of the method; ``_call_impl`` is what calls the forward and its hooks.
+    """
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "forward" and frame.f_locals.get("self") is module:
+        if frame.f_code.co_name == method and frame.f_locals.get("self") is module:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
@@ -179,7 +184,11 @@ class Enter(_Hook):
         if _is_dynamo_compiling():  # a strict export traces hooks along with the model
             return
         attachment = self._attachment()
-        if attachment is not None and not entered(self, attachment, module):
+        if attachment is None:
+            return
+        if self.single and (kwargs or len(args) != 1 or not isinstance(args[0], Tensor)):
+            attachment.wait_for_end(self, module)  # it may fail before there is any op
+        if not entered(self, attachment, module):
             attachment.enter(self, module, args, kwargs or {})
 
 
@@ -194,7 +203,17 @@ class Leave(_Hook):
             return
         attachment = self._attachment()
         if attachment is not None and not left(attachment, module):
-            attachment.leave(module)
+            attachment.leave(module, failed=output is None and _has_raised())
+
+
+def _has_raised() -> bool:
+    """Whether the module whose hook asks has raised, and is about to say so to its caller.
+
+    An exception that the user handles around the call does not come from the frame of the call.
+    """
+    error = sys.exc_info()[1]
+    trace = None if error is None else error.__traceback__
+    return trace is not None and trace.tb_frame is sys._getframe(2)
 
 
 def _inert() -> Any:

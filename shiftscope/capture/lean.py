@@ -24,6 +24,8 @@ from shiftscope.record import SiteInfo
 
 __all__ = ["LeanRecorder"]
 
+_CALLS = ("called", "called, hooked")
+
 
 class LeanRecorder(WindowLedger):
     """Records moments at every step, and row samples at the steps that ask for details.
@@ -132,6 +134,14 @@ class LeanRecorder(WindowLedger):
     def called(self, state: SiteState, where: tuple[int, int], hooked: bool = False) -> None:
         """Count a call, at the end of the step; and that its gradients are waited for."""
         self._events.append((state, "called, hooked" if hooked else "called", where))
+
+    def _order(self) -> int:
+        # One that comes in a later step (a swapped layer, an expert) follows the one before it.
+        if not self.epoch:
+            return super()._order()
+        called = (s for s, what, _ in reversed(self._events) if what in _CALLS)
+        before = next((s for s in called if isinstance(s, SiteState)), None)
+        return -1 if before is None else before.info.order
 
     def read_weight_now(self, state: SiteState, op: LinearOp) -> None:
         """Read a weight that may be gone when the window ends (a sharded one is freed)."""

@@ -18,18 +18,17 @@ import torch
 from torch import Tensor
 
 from shiftscope.capture.blocks import Block
-from shiftscope.capture.calls import books_of
 from shiftscope.capture.device_reader import Parts
-from shiftscope.capture.events import Event, count
+from shiftscope.capture.events import count
 from shiftscope.capture.kinds import by_kind, mixed
 from shiftscope.capture.linear_ops import LinearOp
-from shiftscope.capture.mean_images import Image, MeanImages
-from shiftscope.capture.readers import Found, Readers
+from shiftscope.capture.mean_images import MeanImages
+from shiftscope.capture.readers import Found
 from shiftscope.capture.readings import Reading
-from shiftscope.capture.recorder import Recorder, Settings
-from shiftscope.capture.sampling import Sampler
+from shiftscope.capture.recorder import Settings
 from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.totals import Totals
+from shiftscope.capture.waiting import Waiting
 from shiftscope.tally import Moments
 from shiftscope.tally.steps import all_within
 
@@ -42,7 +41,7 @@ _SAMPLED = 2**26
 """Bytes of sampled rows that are put together before the step has ended."""
 
 
-class Ledger(Recorder):
+class Ledger(Waiting):
     """Readings of the step that runs, and what they become when it ends.
 
     Args:
@@ -65,14 +64,7 @@ class Ledger(Recorder):
         self._pieces: dict[int, Moments] = {}
         self._lost: dict[int, Tensor] = {}
         self._fed_by: dict[SiteState, SiteState] = {}
-        self._pending: list[tuple[int, Found]] = []
-        self._events: list[Event] = []
-        self._images: list[Image] = []
-        self._sampler = Sampler(settings)
         self._mean_images = MeanImages()
-        self.readers = Readers()
-        self.books = books_of(self._pending, self._events, self.readers.looks, self.readers.imaged)
-        self.look, self.otherwise = self.readers.look, self.readers.otherwise
         self.itself: Callable[[], Any] = weakref.ref(self)
 
     # -- during a step --------------------------------------------------------------------------
@@ -90,15 +82,6 @@ class Ledger(Recorder):
                 if name == "grad_z_alone":
                     self._alone.add(number)
             return number
-
-    def tell(self, state: SiteState, name: str) -> None:
-        """Count something at the end of the step; safe from any thread."""
-        self._events.append((state, name, None))
-
-    def write(self, slot: int, reading: Found | None) -> None:
-        """Keep a reading for the end of the step."""
-        if reading is not None:
-            self._pending.append((slot, reading))
 
     def take(self, slot: int, tensor: Tensor, kind: int, dim: int = -1) -> None:
         """Read and keep."""
@@ -235,17 +218,6 @@ class Ledger(Recorder):
             return False
         waiting = sum(len(r.mean) for _, r in self._pending if isinstance(r, Reading))
         return waiting + self.readers.used > _MANY
-
-    def _withdraw(self) -> tuple[list[Any], list[Event], list[Any]]:
-        taken: list[Any] = []
-        lists: tuple[list[Any], ...] = (self._pending, self._events, self._images)
-        for items in lists:
-            # Other threads may append meanwhile: the same lists are emptied, not replaced.
-            number = len(items)
-            taken.append(items[:number])
-            del items[:number]
-        self.readers.turn()
-        return taken[0], taken[1], taken[2]
 
     def _add_all(
         self, closed: Sequence[Totals | Block], add: Callable[[int, Moments], None]

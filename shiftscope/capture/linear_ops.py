@@ -7,13 +7,13 @@ one, as the function received it) unrolls into rows ``w_i``. Nothing is read or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from shiftscope.capture.einsum import parse_einsum
 from shiftscope.geometry import PatchMap
@@ -223,15 +223,26 @@ def _matmul(
     right = _get(args, kwargs, 1, "other", kwargs.get("mat2"))
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return None
-    if is_weight(right) and right.dim() == 2 and not is_weight(left):
+    weights = _weights((left, right), is_weight)
+    if weights == [False, True] and right.dim() == 2:
         return LinearOp("matmul", left, right, None, -1, -1, _transposed, batched=left.dim() > 1)
-    if is_weight(left) and left.dim() == 2 and right.dim() and not is_weight(right):
+    if weights == [True, False] and left.dim() == 2 and right.dim():
         # W @ X with samples in columns, or a stack of such; or W @ x
         place = max(0, right.dim() - 2)
         return LinearOp(
             "matmul", right, left, None, place, place, _as_is, batched=right.dim() > 2, core=False
         )
     return None
+
+
+def _weights(operands: Sequence[Any], is_weight: WeightTest) -> list[bool]:
+    """Which operands are weights: of several that may be, the parameters are more certain."""
+    found = [is_weight(operand) for operand in operands]
+    if sum(found) < 2:
+        return found
+    # Data that were scaled by a parameter look as a scaled weight does.
+    sure = [isinstance(x if x._base is None else x._base, nn.Parameter) for x in operands]
+    return sure if any(sure) else found
 
 
 def _rmatmul(
@@ -246,7 +257,7 @@ def _einsum(
     operands = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
     if not isinstance(args[0], str) or len(operands) != 2:
         return None
-    weights = [is_weight(operand) for operand in operands]
+    weights = _weights(operands, is_weight)
     if sum(weights) != 1:
         return None
     place = weights.index(True)

@@ -86,6 +86,7 @@ class LinearPlan(Plan):
         out: Tensor = self.func(*args, **kwargs)
         a = recorder.look(self.a, x, self.x_kind, -1)
         if a is None:
+            self.no_rows(recorder)
             return out
         z = recorder.look(self.z, out, self.z_kind, -1)
         recorder.write(self.a, a)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from shiftscope.absences import TRANSFORMED
 from shiftscope.capture.calls import CompiledMode, known_as, transforms, when_stale
 from shiftscope.capture.hooks import remove_modes
 from shiftscope.capture.sites import Frame
@@ -31,11 +32,18 @@ class Run:
         recomputing: Whether it is a checkpoint's recomputation.
         recorder: Where the numbers go.
         where: ``(number of the pass, samples in it)``.
+        refused: Path of a module to why something that it runs cannot be measured.
+        mark: What its recorder had when it began; None where nothing is to be taken back.
+        alone: Whether no other thread was amid a pass then.
     """
 
-    __slots__ = ("mode", "paused", "recomputing", "recorder", "stack", "trail", "where")
+    __slots__ = (
+        *("mode", "paused", "recomputing", "recorder", "refused", "stack", "trail", "where"),
+        *("__weakref__", "alone", "mark"),
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, refused: dict[str, str] | None = None) -> None:
+        self.refused = {} if refused is None else refused
         self.trail = Trail()
         self.stack: list[Frame] = []
         self.mode: Any = None
@@ -43,6 +51,8 @@ class Run:
         self.recomputing = False
         self.recorder: Any = None
         self.where = (0, 1)
+        self.mark: Any = None
+        self.alone = True
 
     def owns(self, mode: Any) -> bool:
         """Whether a mode was pushed for this forward pass."""
@@ -79,6 +89,8 @@ class PlainMode(TorchFunctionMode):
         """A call that has a handler."""
         run, stack = self.run, self.run.stack
         if not stack or transforms() is not None:
+            if stack:
+                run.refused.setdefault(stack[-1].path, TRANSFORMED)
             return func(*args, **kwargs)
         frame = stack[-1]
         try:

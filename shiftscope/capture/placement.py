@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["device_of", "float_dtype", "in_precision", "place"]
+__all__ = ["device_of", "existing", "float_dtype", "in_precision", "place"]
+
+
+def existing(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that exist: those of a lazy module do not before its first call."""
+    return [p for p in model.parameters() if not isinstance(p, nn.UninitializedParameter)]
 
 
 def device_of(model: nn.Module) -> torch.device:

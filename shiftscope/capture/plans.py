@@ -79,6 +79,10 @@ class Plan:
         """This plan, or the one known so far where it is the same but for the op's origin."""
         return self
 
+    def no_rows(self, recorder: LeanRecorder) -> None:
+        """Tell of a call whose tensors have no rows."""
+        recorder.passed(self.state.info.site, self.state.carriers)
+
     def same(self, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: int) -> bool:
         """Whether the arguments are those of the call that is known, but for the numbers."""
         if len(args) != self.length or kwargs != self.kwargs:

@@ -17,7 +17,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from shiftscope.capture.activation_ops import ACTIVATION_OPS, OF_POSITIONS, parse_activation
+from shiftscope.absences import TRANSFORMED, UNRECORDED
+from shiftscope.capture.activation_ops import ACTIVATION_OPS, ActivationOp, parse_activation
 from shiftscope.capture.activation_plans import ActivationPlan
 from shiftscope.capture.backward import hook_activation, hook_linear
 from shiftscope.capture.calls import transforms
@@ -45,21 +46,22 @@ from shiftscope.capture.module_kinds import (
 from shiftscope.capture.neuron_dims import neurons_lie
 from shiftscope.capture.plans import Call
 from shiftscope.capture.recorder import Recorder
+from shiftscope.capture.seen import Seen
 from shiftscope.capture.site_state import SiteState
 from shiftscope.capture.sites import Frame, Names
-from shiftscope.capture.tracing import first_tensor, is_plain, is_traced, why_not_plain
+from shiftscope.capture.tracing import (
+    first_tensor,
+    is_empty,
+    is_plain,
+    is_traced,
+    may_be_signal,
+    why_not_plain,
+)
 
 __all__ = ["Attachment"]
 
 
-_TRANSFORMED = "called under a transform of torch.func only (vmap, grad): not measured there"
-_UNRECORDED = (
-    "called for its graph or its shapes only (tracing, fake tensors, a CUDA graph), "
-    "or in further batches of a validation"
-)
-
-
-class Attachment:
+class Attachment(Seen):
     """Hooks on a model for one window; a context manager.
 
     Args:
@@ -80,18 +82,13 @@ class Attachment:
         unfuse: bool = False,
         choose: Callable[[], Recorder | None] | None = None,
     ) -> None:
+        super().__init__()
         self.recorder = recorder
         self.names = Names(model)
         self.unfuse, self.choose = unfuse, choose
-        self.forwards = 0
-        self.called: set[str] = set()
-        self.measured: set[str] = set()
-        self.passed: dict[str, str] = {}
-        self.refused: dict[str, str] = {}
-        self.parameters: set[int] = set()
-        self.gaps: dict[tuple[str, str], None] = {}
         self._model = weakref.ref(model)
         self._local = threading.local()
+        self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
         self._key = unused_key()
         self._hooked: list[nn.Module] = []
         self._trained: Any = recorder
@@ -101,7 +98,6 @@ class Attachment:
             **dict.fromkeys(ACTIVATION_OPS, self._activation),
             **dict.fromkeys(FUSED_OPS, self._fused),
         }
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Attachment:
         """Install the hooks."""
@@ -123,7 +119,7 @@ class Attachment:
         self._hooked.append(module)  # first: an interrupt must not lose it
         put_on(module, self._key, Enter(self, path, has_fast_path(module), single))
         if not single:
-            self._wait_for_end(module)
+            put_on(module, self._key, Leave(self))
 
     def __exit__(self, *exc: object) -> None:
         """Remove everything again."""
@@ -143,7 +139,7 @@ class Attachment:
     def detach(self) -> None:
         """Remove all hooks and a mode that an interrupt may have left behind; idempotent."""
         try:
-            self._unwind(getattr(self._local, "run", None))
+            self._clear_up(getattr(self._local, "run", None))
             remove_stale()
         finally:
             self._remove()
@@ -166,17 +162,18 @@ class Attachment:
         """A step ends: clear up behind a forward pass that an interrupt ended."""
         self._settled = True
         run = getattr(self._local, "run", None)
-        if run is None or run.mode is None:
-            return
-        if not any(is_running(frame.module) for frame in run.stack):
-            self._unwind(run)
+        if run is not None and run.mode is not None and not _goes_on(run):
+            self._abandon(run)
 
-    def gap(self, path: str, reason: str) -> None:
-        """Note something that is not measured, once."""
-        with self._lock:
-            self.gaps.setdefault((path, reason))
+    def _clear_up(self, run: Run | None) -> None:
+        """Leave a forward pass, whether it goes on or an interrupt ended it."""
+        if run is not None and run.mode is not None and not _goes_on(run):
+            self._abandon(run)
+        self._unwind(run)
 
-    def _wait_for_end(self, module: nn.Module) -> None:
+    def wait_for_end(self, hook: Enter, module: nn.Module) -> None:
+        """Have a hook tell of the end of a call that may not end with its first op."""
+        hook.single = False
         put_on(module, self._key, Leave(self))
 
     # -- the stack of running modules ---------------------------------------------------------
@@ -184,28 +181,29 @@ class Attachment:
     def enter(self, hook: Enter, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A module begins its forward."""
         if transforms() is not None:
-            self.passed.setdefault(hook.path, _TRANSFORMED)
+            self.pass_by(hook.path, TRANSFORMED)
             return
         try:
             run = self._local.run
         except AttributeError:
-            run = self._local.run = Run()
+            run = self._local.run = Run(self.refused)
+            with self._lock:
+                self._runs.add(run)
         stack = run.stack
         if stack and module is self._model() and not is_running(module):
-            self._unwind(run)  # an interrupt, which runs no forward hook, left these behind
+            self._abandon(run)  # an interrupt, which runs no forward hook, left these behind
         if not stack:
             if run.mode is not None:
-                self._unwind(run)  # an interrupt came before the first module was noted
+                self._abandon(run)  # an interrupt came before the first module was noted
             if self._settled:
                 self._follow()
                 hook = cast(Enter, module._forward_pre_hooks.get(self._key, hook))
             if hook.single:  # nobody around it would clear up behind it
-                hook.single = False
-                self._wait_for_end(module)
+                self.wait_for_end(hook, module)
             self._begin(run, args, kwargs)
         recorder, path = run.recorder, hook.path
         if recorder is None:
-            self.passed.setdefault(path, _UNRECORDED)
+            self.pass_by(path, UNRECORDED)
             stack.append(Frame(path, module))
             return
         known, plans = None, recorder.plans
@@ -222,8 +220,8 @@ class Attachment:
         if fast and takes_fast_path(module):
             self._pause(run, module, path)
 
-    def leave(self, module: nn.Module) -> None:
-        """A module ended its forward, by return or by exception."""
+    def leave(self, module: nn.Module, *, failed: bool = False) -> None:
+        """A module ended its forward, by return or by exception (``failed``)."""
         run = getattr(self._local, "run", None)
         if run is None:
             return
@@ -236,7 +234,7 @@ class Attachment:
                 del stack[index:]
                 break
         if not stack:
-            self._unwind(run)
+            (self._abandon if failed else self._unwind)(run)
 
     def _begin(self, run: Run, args: Any, kwargs: Any) -> None:
         remove_stale()
@@ -255,6 +253,8 @@ class Attachment:
             with self._lock:
                 self.forwards += 1
                 run.where = (self.forwards, 1 if first is None else int(first.shape[0]))
+                run.alone = not any(other.stack for other in self._runs if other is not run)
+            run.mark = None if run.recorder is None else run.recorder.mark()
         if run.recorder is not None:
             run.mode = Mode(self._handlers, run)
             run.mode.__enter__()
@@ -272,7 +272,16 @@ class Attachment:
         run.stack.clear()
         run.trail.clear()
         remove_modes(run.owns)
-        run.mode = run.paused = None
+        run.mode = run.paused = run.mark = None
+
+    def _abandon(self, run: Run) -> None:
+        """A forward pass came to no end: what it recorded since it began is taken back."""
+        mark, run.mark = run.mark, None
+        self._unwind(run)
+        if mark is not None:
+            with self._lock:
+                alone = run.alone and run.where[0] == self.forwards and len(self._runs) == 1
+            run.recorder.fail(mark, alone)
 
     # -- ops ----------------------------------------------------------------------------------
 
@@ -282,11 +291,13 @@ class Attachment:
         op = LINEAR_OPS[func](args, kwargs, lambda tensor: self.names.is_weight(tensor, frame))
         if op is None or not is_plain(op.x):
             if op is not None:
-                self.refused.setdefault(frame.path, why_not_plain(op.x))
+                self._pass_over(run, frame, op)
             return func(*args, **kwargs)
         edge = edge_of(op.x)
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor) or not is_plain(out):
+            if isinstance(out, Tensor):
+                self.refused.setdefault(frame.path, why_not_plain(out))
             return out
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.linear(frame, op.op, op.weight)
@@ -294,7 +305,7 @@ class Attachment:
             state = recorder.states.get(site)
         else:
             state = recorder.linear(site, frame.path, op, out, run.where)
-            self._mark(recorder, frame, op.weight)
+            self.mark(state, self.names.carriers(frame, op.weight), op.weight)
         if state is None:
             return out
         hook_linear(recorder, state, op, out, edge, count=not run.recomputing)
@@ -312,8 +323,10 @@ class Attachment:
     ) -> Any:
         op = parse_activation(func, args, kwargs)
         if op is None or not is_plain(op.x) or op.x.dim() == 0:
+            if op is not None and may_be_signal(op.x):
+                self._pass_over(run, frame, op)
             return func(*args, **kwargs)
-        if op.op in OF_POSITIONS and run.trail.marks(op.x) is None:
+        if op.may_be_code and run.trail.marks(op.x) is None:
             return func(*args, **kwargs)
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.activation(frame, op.op)
@@ -323,6 +336,8 @@ class Attachment:
         if not run.recomputing:
             state, z = recorder.activation(site, frame.path, op, dim)
             state.place(lies)
+            if site == frame.path:
+                self.mark(state, {site})
             if frame.plans is not None:
                 call = Call(func, args, kwargs, recorder, state)
                 plan = ActivationPlan.of(call, op, dim, run.trail)
@@ -364,15 +379,30 @@ class Attachment:
         if recorder.detail and not self.names.lasts(op.weight):
             recorder.read_weight_now(state, op)
 
-    def _mark(self, recorder: Any, frame: Frame, weight: Tensor) -> None:
-        owner = self.names.owner_of(weight)
-        held = weight if weight._base is None else weight._base
-        # A module that runs the weight of another one may have weights of its own to tell of.
-        own = owner is None or any(held is p for p in frame.module._parameters.values())
-        with self._lock:
-            for seen in (recorder.measured, self.measured):
-                if own:
-                    seen.add(frame.path)
-                if owner is not None:
-                    seen.add(owner[0])
-            self.parameters.add(id(held))
+    def _pass_over(self, run: Run, frame: Frame, op: LinearOp | ActivationOp) -> None:
+        """Note a call whose tensors cannot be measured; one without rows has its name still."""
+        carriers, weight, dim = set[str](), None, -1
+        if isinstance(op, LinearOp):
+            site = self.names.linear(frame, op.op, op.weight)
+            carriers, weight, dim = self.names.carriers(frame, op.weight), op.weight, op.x_dim
+        else:
+            site = self.names.activation(frame, op.op)
+        if not is_empty(op.x, dim):
+            self._refuse(frame, site, op)
+        elif not run.recomputing:
+            run.recorder.passed(site, carriers)
+            self.mark_empty(site, carriers, weight)
+
+    def _refuse(self, frame: Frame, site: str, op: LinearOp | ActivationOp) -> None:
+        if isinstance(op, LinearOp):
+            for path in self.names.carriers(frame, op.weight):
+                self.refused.setdefault(path, why_not_plain(op.x))
+        elif site == frame.path:
+            self.refused.setdefault(site, why_not_plain(op.x))
+        else:
+            self.gap(site, why_not_plain(op.x))
+
+
+def _goes_on(run: Run) -> bool:
+    """Whether one of the modules of a forward pass is still under way, its hooks included."""
+    return any(is_running(frame.module, "_call_impl") for frame in run.stack)

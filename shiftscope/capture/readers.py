@@ -19,7 +19,7 @@ from shiftscope.capture.compiled_reader import Columns, CompiledReader
 from shiftscope.capture.device_reader import DeviceReaders, Parts
 from shiftscope.capture.kernel_reader import KernelReader
 from shiftscope.capture.readings import OTHER, Reading
-from shiftscope.capture.recent import Recent, Seen
+from shiftscope.capture.recent import Identity, Recent
 from shiftscope.capture.totals import Totals
 from shiftscope.tally.native import built
 
@@ -38,6 +38,7 @@ class Readers:
         devices: The readers of GPUs.
         looks: ``look(tensor, slot, kind, image)``: each reads what it knows from a step before, and
             gives None for anything else.
+        turn: How often what was read has been merged, or given up.
         imaged: For each slot whether the mean over samples at each position is wanted as well.
     """
 
@@ -46,7 +47,8 @@ class Readers:
         self.looks: list[Any] = [] if self.compiled is None else [self.compiled.look]
         self.devices, self._kernels = DeviceReaders(self.looks), KernelReader()
         self.imaged: list[bool] = []
-        self._recent, self._turn = Recent(), 0
+        self.turn = 0
+        self._recent = Recent()
 
     # -- during a step --------------------------------------------------------------------------
 
@@ -75,7 +77,7 @@ class Readers:
             return None
         if tensor.is_inference():  # has no version to be known by
             return self._fresh(slot, tensor, kind, dim)
-        seen = Seen.of(tensor, kind, dim, self._turn)
+        seen = Identity.of(tensor, kind, dim, self.turn)
         found: Found | None = self._recent.find(seen)
         if found is None:
             found = self._fresh(slot, tensor, kind, dim)
@@ -107,9 +109,9 @@ class Readers:
 
     # -- the end of a step ----------------------------------------------------------------------
 
-    def turn(self) -> None:
+    def next_turn(self) -> None:
         """A step ended, or was given up: what any thread read last has lost its place."""
-        self._turn += 1
+        self.turn += 1
 
     def merge(
         self,

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from shiftscope.capture.readings import IMAGE, ROWS
 
-__all__ = ["Recent", "Seen"]
+__all__ = ["Identity", "Recent"]
 
 _KEPT = 4
 """Readings that are remembered: an op finds what the one before it wrote."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A tensor as it is now: which elements of which storage, and their version.
+class Identity:
+    """What a tensor is known again by: which elements of which storage, and their version.
 
     Attributes:
         anchor: The tensor, or the base of a view: views of one base are distinct objects that may
@@ -31,7 +31,7 @@ class Seen:
     place: tuple[Any, ...]
 
     @classmethod
-    def of(cls, tensor: Tensor, kind: int, dim: int, turn: int) -> Seen:
+    def of(cls, tensor: Tensor, kind: int, dim: int, turn: int) -> Identity:
         """How a tensor is to be known again.
 
         Args:
@@ -56,14 +56,14 @@ class Recent(threading.local):
     def __init__(self) -> None:
         self._entries: list[tuple[Any, tuple[Any, ...], Any, int]] = []
 
-    def find(self, seen: Seen) -> Any:
+    def find(self, seen: Identity) -> Any:
         """The reading of a tensor; None where this thread did not just read it."""
         for anchor, place, reading, _ in reversed(self._entries):
             if anchor() is seen.anchor and place == seen.place:
                 return reading
         return None
 
-    def keep(self, seen: Seen, reading: Any, slot: int) -> None:
+    def keep(self, seen: Identity, reading: Any, slot: int) -> None:
         """Remember a reading, and the slot it was made for."""
         self._entries.append((weakref.ref(seen.anchor), seen.place, reading, slot))
         if len(self._entries) > _KEPT:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from shiftscope.absences import further_calls
 from shiftscope.capture.activation_ops import ActivationOp
+from shiftscope.capture.events import Counters
 from shiftscope.capture.linear_ops import LinearOp
 from shiftscope.capture.mean_inputs import MeanInput
-from shiftscope.capture.site_state import SiteState, keep_weight, note_changes
+from shiftscope.capture.site_state import EmptyCalls, SiteState, keep_weight, note_changes
+from shiftscope.capture.sites import forms_of, place_of
 from shiftscope.capture.streams import kept_streams
 from shiftscope.capture.weights import (
     OpenFacts,
@@ -75,7 +78,7 @@ class Recorder:
         self.settings = settings
         self.states: dict[str, SiteState] = {}
         self.epoch = 0
-        self.measured: set[str] = set()
+        self.empty: dict[str, EmptyCalls] = {}
         self.plans: dict[str, list[Any]] | None = None
         self._lock = threading.Lock()
         self._memory = threading.local()
@@ -152,6 +155,45 @@ class Recorder:
             self._add(state, "a", a, int(out.numel() // max(1, out.shape[dim])))
             self._count(state, where)
 
+    def passed(self, site: str, carriers: Iterable[str] = ()) -> None:
+        """Count a call whose tensors had no rows.
+
+        Args:
+            site: Its name.
+            carriers: Paths of the modules whose weights it uses.
+        """
+        with self._lock:
+            calls = self.empty.setdefault(site, EmptyCalls())
+            calls.carriers.update(carriers)
+        self.tell(calls, "calls")
+
+    @property
+    def measured(self) -> set[str]:
+        """Paths of the modules whose weights were measured in this window."""
+        return {path for s in self._all_states() if s.calls for path in s.carriers}
+
+    @property
+    def known(self) -> set[str]:
+        """Paths of those that were measured in this window or an earlier one."""
+        return {path for s in self._all_states() for path in s.carriers}
+
+    @property
+    def empty_calls(self) -> dict[str, EmptyCalls]:
+        """Calls without rows of this window, by site: that of the form which has rows, if any."""
+        own = self.with_rows
+        places = {place_of(site): site for site in sorted(own)}
+        found = {name: calls for name, calls in [*self.empty.items()] if calls.calls}
+        names = {n: n if n in own else places.get(place_of(n), n) for n in found}
+        return {names[name]: calls for name, calls in found.items()}
+
+    @property
+    def with_rows(self) -> set[str]:
+        """Names of the sites that were measured in this window."""
+        return {state.info.site for state in self._all_states() if state.calls}
+
+    def _all_states(self) -> list[SiteState]:
+        return [*self.states.values()]  # other threads may add sites meanwhile
+
     # -- backward -----------------------------------------------------------------------------
 
     def gradient(self, state: SiteState, name: str, grad: Tensor, dim: int) -> None:
@@ -162,10 +204,14 @@ class Recorder:
         with self._lock:
             self._add(state, name, stream, grad.numel() // grad.shape[dim])
 
-    def tell(self, state: SiteState, name: str) -> None:
+    def tell(self, state: Counters, name: str) -> None:
         """Count something that happened at a site; called from autograd's threads."""
         with self._lock:
             setattr(state, name, getattr(state, name) + 1)
+
+    def mark(self) -> Any:
+        """What a forward pass that begins is told from later, should it raise; None for nothing."""
+        return None
 
     # -- reductions ---------------------------------------------------------------------------
 
@@ -231,14 +277,18 @@ class Recorder:
 
     def _state(self, info: SiteInfo) -> SiteState:
         with self._lock:
-            for name in _variants(info.site):
+            for name in forms_of(info.site):
                 state = self.states.get(name)
                 if state is None:
-                    made = replace(info, site=name, order=len(self.states))
+                    made = replace(info, site=name, order=self._order())
                     return self.states.setdefault(name, SiteState(made))
                 if _form(state.info) == _form(info):
                     return state
-        raise StopIteration  # never: the variants of a name do not end
+        raise StopIteration  # never: the forms of a place do not end
+
+    def _order(self) -> int:
+        """Where a site that is new lies in the order of execution."""
+        return len(self.states)
 
     def _add(self, state: SiteState, name: str, stream: Stream, rows: int) -> None:
         mine = state.streams.get(name)
@@ -264,6 +314,9 @@ class Recorder:
         found = {name: _facts(state) for name, state in called.items()}
         facts = close_facts({name: own for name, own in found.items() if own is not None})
         streams = kept_streams({name: state.streams for name, state in called.items()})
+        for name, calls in self.empty_calls.items():
+            if name in called:
+                called[name].notes[further_calls(calls.calls)] = None
         return {
             name: _freeze(state, backward, facts.get(name), streams[name])
             for name, state in called.items()
@@ -285,14 +338,6 @@ def _identity(tensor: Tensor, dim: int, start: int, size: int) -> tuple[Any, ...
 def _anchor(tensor: Tensor) -> Tensor:
     # Views of one base are distinct Python objects that may share rows; the base tells them alike.
     return tensor if tensor._base is None else tensor._base
-
-
-def _variants(site: str) -> Iterator[str]:
-    yield site
-    number = 2
-    while True:
-        yield f"{site}.{number}"
-        number += 1
 
 
 def _facts(state: SiteState) -> OpenFacts | None:

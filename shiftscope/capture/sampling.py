@@ -90,6 +90,18 @@ class Sampler:
         for slot, (first, *others) in of_slot.items():
             self._kept[slot] = first.merge_all(others)
 
+    @property
+    def drawn(self) -> int:
+        """Number of samples drawn since the last step was kept."""
+        return len(self._drawn)
+
+    def take_back(self, number: int) -> None:
+        """Keep the first samples that were drawn, and none of those after."""
+        for slot, sample in self._drawn[number:]:
+            self._rows[slot] -= sample.seen
+            self.waiting -= sample.rows.nbytes
+        del self._drawn[number:]
+
     def drop(self) -> None:
         """The step is set apart."""
         self._drawn.clear()

@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["LossScale"]
 
-_FRAMES = 16
+_FRAMES = 20
 """Calls between an optimizer's step and the scaler that made it, wrappers included."""
 
 

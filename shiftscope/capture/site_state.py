@@ -14,7 +14,19 @@ from shiftscope.capture.neuron_dims import Lies
 from shiftscope.capture.weights import OpenFacts
 from shiftscope.record import SiteInfo, Stream
 
-__all__ = ["SiteState", "keep_weight", "note_changes"]
+__all__ = ["EmptyCalls", "SiteState", "keep_weight", "note_changes"]
+
+
+class EmptyCalls(Counters):
+    """Calls of one site whose tensors had no rows.
+
+    Attributes:
+        carriers: Paths of the modules whose weights it uses.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.carriers: set[str] = set()
 
 
 @dataclass(eq=False)
@@ -32,6 +44,8 @@ class SiteState(Counters):
     notes: dict[str, None] = field(default_factory=dict)
     lost_since: dict[str, int] = field(default_factory=dict)
     lies: Lies | None = None
+    carriers: set[str] = field(default_factory=set)
+    met: bool = False
 
     def place(self, lies: Lies) -> None:
         """Keep where the neurons of an activation lie, and every doubt about it."""
@@ -40,6 +54,7 @@ class SiteState(Counters):
 
     def restart(self) -> None:
         """Forget the numbers of a window; what is known of the op stays."""
+        self.met = self.met or self.calls > 0
         self.streams, self.seen, self.notes, self.mean_input = {}, {}, {}, None
         self.lost_since = {}
         self.facts, self.version, self.settled = None, -1, False

@@ -1,8 +1,13 @@
 """Names: which module an op belongs to, and what the site is called.
 
-A site is named by module path; ``path:op`` for a function called inside that module; ``.2``, ``.3``
-for its further places within one forward call. An op on weights that another module owns is named
-after the owner. Path and owner both fitting (tied weights), the running module wins.
+A site is named by module path; ``path:op`` for a function called inside that module; ``:op.2``,
+``:op.3`` for its further places within one forward call. An op on weights that another module owns
+is named after the owner. Path and owner both fitting (tied weights), the running module wins.
+
+What is met at a place in another form (a layer that was swapped for one of another kind or width, a
+shared activation of several widths) is another site: ``path~2``, ``path~3``, in the order in which
+the forms came. Each has its own rows and curves, which begin and end with it; patterns that keep a
+place keep all its forms. A dot would not do, as ``path.2`` may be the name of a child.
 """
 
 from __future__ import annotations
@@ -20,11 +25,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from shiftscope.capture.calls import known_as
 
-__all__ = ["Frame", "Names", "clean_path", "names_itself", "unwrapped"]
+__all__ = ["Frame", "Names", "clean_path", "forms_of", "names_itself", "place_of", "unwrapped"]
 
 _WRAPPER_SEGMENTS = re.compile(
     r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)(\.|$)"
 )
+_FORM = re.compile(r"~\d+$")
 _ACTIVATION_HOME = "torch.nn.modules.activation"
 _OWN = ""
 """Stands for a layer's own map among the counts of a call."""
@@ -43,6 +49,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def clean_path(path: str) -> str:
     """A module path without the segments that wrappers put in."""
     return _WRAPPER_SEGMENTS.sub("", path).rstrip(".")
+
+
+def forms_of(place: str) -> Iterator[str]:
+    """Names of the sites at a place, one for each form of what is met there."""
+    yield place
+    for number in itertools.count(2):
+        yield f"{place}~{number}"
+
+
+def place_of(site: str) -> str:
+    """The place of a site: its name without the number of its form."""
+    return _FORM.sub("", site)
 
 
 def names_itself(module: nn.Module) -> bool:
@@ -139,6 +157,16 @@ class Names:
         base = tensor._base
         return found if found is not None or base is None else self.owners.get(id(base))
 
+    def carriers(self, frame: Frame, weight: Tensor) -> set[str]:
+        """Paths of the module that owns the weight and of the one that runs, if it has it too."""
+        owner = self.owner_of(weight)
+        if owner is None:
+            return {frame.path}
+        # A module that runs the weight of another one may have weights of its own to tell of.
+        held = weight if weight._base is None else weight._base
+        own = any(held is parameter for parameter in frame.module._parameters.values())
+        return {frame.path, owner[0]} if own else {owner[0]}
+
     def lasts(self, weight: Tensor) -> bool:
         """Whether a weight is held by its module when nothing runs; else it may be freed then."""
         held = weight if weight._base is None else weight._base
@@ -196,22 +224,11 @@ def _held(module: nn.Module) -> list[Tensor]:
     return [value for place in places for value in place.values() if isinstance(value, Tensor)]
 
 
-_SHAPING = (
-    *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Expand", "Unsqueeze"),
-    *(
-        "Squeeze",
-        "Slice",
-        "Select",
-        "Split",
-        "ToCopy",
-        "Clone",
-        "Mul",
-        "Div",
-        "Add",
-        "Sub",
-        "Alias",
-    ),
+_SHAPING = re.compile(
+    r"(T|Transpose|Permute|View|UnsafeView|ReshapeAlias|Expand|Unsqueeze|Squeeze|Slice|Select|"
+    r"Split|SplitWithSizes|ToCopy|Clone|Mul|Div|Add|Sub|Alias)Backward\d*"
 )
+"""Nodes of shaping and scaling, by their whole names: AddmmBackward0 is a linear map."""
 
 
 def _derived_from_parameter(tensor: Tensor) -> bool:
@@ -227,7 +244,7 @@ def _derived_from_parameter(tensor: Tensor) -> bool:
             if not isinstance(getattr(node, "variable", None), nn.Parameter):
                 return False
             found = True
-        elif steps > 12 or not name.startswith(_SHAPING):
+        elif steps > 12 or _SHAPING.fullmatch(name) is None:
             return False
         else:
             pending += [child for child, _ in node.next_functions]

@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-from shiftscope.capture.choice import optimizer_of
-
-__all__ = ["Eager", "call_untraced", "listen"]
+__all__ = ["Eager", "call_untraced", "untraced"]
 
 _LOCK = threading.Lock()
 _HOLDERS: set[int] = set()
@@ -50,21 +48,6 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     disabled: Callable[..., Any] = torch.compiler.disable(function)
     return disabled
-
-
-def listen(given: Any, before: Callable[[], None], after: Callable[[], None]) -> list[Any]:
-    """Put hooks on the steps of an optimizer, compiled or not.
-
-    Returns:
-        Handles to remove them by; none where no optimizer is given.
-    """
-    if given is None:
-        return []
-    optimizer = optimizer_of(given)
-    return [
-        optimizer.register_step_pre_hook(untraced(lambda *_: before())),
-        optimizer.register_step_post_hook(untraced(lambda *_: after())),
-    ]
 
 
 def call_untraced(function: Callable[..., Any], *args: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["first_tensor", "is_plain", "is_traced", "why_not_plain"]
+__all__ = ["first_tensor", "is_empty", "is_plain", "is_traced", "may_be_signal", "why_not_plain"]
 
 _VALUELESS = ("torch._subclasses", "torch.fx")
 """Homes of fake and functional tensors, and of the proxies of a symbolic trace."""
@@ -15,6 +15,22 @@ _VALUELESS = ("torch._subclasses", "torch.fx")
 
 def is_plain(tensor: Any) -> bool:
     """A dense real float tensor that holds values."""
+    return _is_dense(tensor) and tensor.numel() > 0
+
+
+def is_empty(tensor: Any, dim: int) -> bool:
+    """Whether a tensor would be a plain one, had it any row.
+
+    Args:
+        tensor: The tensor.
+        dim: Dimension of its neurons.
+    """
+    if not _is_dense(tensor) or tensor.dim() == 0 or tensor.numel():
+        return False
+    return bool(tensor.shape[dim] > 0)
+
+
+def _is_dense(tensor: Any) -> bool:
     return (
         isinstance(tensor, Tensor)
         and tensor.layout is torch.strided
@@ -22,19 +38,25 @@ def is_plain(tensor: Any) -> bool:
         and not tensor.is_meta
         and not tensor.is_nested
         and not tensor.is_quantized
-        and tensor.numel() > 0
         and not _is_valueless(tensor)
     )
 
 
+def may_be_signal(tensor: Tensor) -> bool:
+    """Whether an activation of it is one of neurons: not of single or of whole numbers."""
+    return tensor.dim() > 0 and (tensor.is_floating_point() or tensor.is_complex())
+
+
 def why_not_plain(tensor: Tensor) -> str:
     """What :func:`is_plain` has against a tensor, as the reason of a gap."""
+    if tensor.is_complex():
+        return "complex numbers: their means and variances are not defined here"
     if tensor.is_nested:
         return "nested tensors: their rows differ in length"
     if tensor.layout is not torch.strided:
         return "sparse tensors are not measured"
     if not tensor.is_meta and not tensor.numel():
-        return "called with empty batches only"
+        return "called with tensors of width zero only"
     return f"tensors of kind {tensor.dtype} on {tensor.device} hold no values to measure"
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
-import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,21 +12,18 @@ from torch import nn
 
 from shiftscope.capture import distributed
 from shiftscope.capture.arguments import patterns
-from shiftscope.capture.belonging import kept, nothing_since, resumed
+from shiftscope.capture.belonging import nothing_since, resumed
 from shiftscope.capture.boundary_moves import BoundaryTracker
 from shiftscope.capture.choice import patterns_of
-from shiftscope.capture.conditions import check, is_capturing, noted_on, sample_budget
-from shiftscope.capture.coverage import obstacles
-from shiftscope.capture.hooks import passes_gradients
-from shiftscope.capture.lean import LeanRecorder
+from shiftscope.capture.conditions import check, noted_on, sample_budget
 from shiftscope.capture.phases import Phases
-from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Settings
+from shiftscope.capture.recording import Recording
 from shiftscope.capture.scaling import LossScale
 from shiftscope.capture.schedule import Schedule
 from shiftscope.capture.sites import unwrapped
-from shiftscope.capture.stance import Eager, call_untraced, listen
-from shiftscope.capture.windows import OpenWindow, main_phase, since
+from shiftscope.capture.stance import call_untraced
+from shiftscope.capture.windows import main_phase, since
 from shiftscope.errors import UsageError
 from shiftscope.given import expect
 from shiftscope.snapshot import Snapshot
@@ -64,7 +59,8 @@ def watch(
     Args:
         model: The model that is trained; data-parallel and compile wrappers are looked through.
         optimizer: Its optimizer: steps are counted for you. None: call ``probe.step()`` in each,
-            when its gradients are there and before the weights change.
+            when its gradients are there and before the weights change. Of a closure that a step
+            evaluates several times (LBFGS) the first evaluation is recorded.
         every: Record every N-th step; None to keep within the budget.
         budget: Share of the training time that recording may take, measured on this run.
         sites: Pattern or patterns (``fnmatch``) of the sites to keep.
@@ -80,7 +76,8 @@ def watch(
             over each recorded step (``probe.boundaries``); None for none.
 
     Returns:
-        The probe: a context manager, or a plain object to be detached.
+        The probe: a context manager, or a plain object to be held and detached; one that nobody
+        holds any more takes its hooks along.
 
     Raises:
         UsageError: An argument has no meaning, or belongs to another model.
@@ -147,29 +144,14 @@ class Probe:
         if boundaries is not None:
             self.boundaries = BoundaryTracker(inner, patterns("boundaries", boundaries))
         self._schedule = Schedule(every, budget, self.trace.next_step if start is None else start)
-        self._settings = Settings(rows, seed, distributed.rank(), sample_budget(inner))
-        self._patterns = patterns_of(sites, inner, stacklevel=4)
-        self._model = weakref.ref(inner)
+        settings = Settings(rows, seed, distributed.rank(), sample_budget(inner))
         span = window or (max(_FEWEST, _SPAN // every) if every else 1)
-        self._phases = Phases(self._settings, span, LossScale(scaler))
-        self._lock = threading.RLock()
+        self._phases = Phases(settings, span, LossScale(scaler))
         self._reported: dict[str, int] = {}
-        self._obstacles: list[tuple[str, str]] = []
-        self._forced: str | None = None
-        self._evaluated = -1
-        self._recording = False
-        self._done = False
-        self._eager = Eager()
-        # Not a strong reference: a probe that is dropped goes at once, and takes its hooks along.
-        choose = weakref.WeakMethod(self._choose)
-        self._attachment: Attachment | None = Attachment(
-            inner,
-            LeanRecorder(self._settings),
-            choose=lambda: None if (method := choose()) is None else method(),
+        self._recording = Recording(
+            *(inner, optimizer, settings, self._schedule, self._phases, self.trace),
+            *(patterns_of(sites, inner, stacklevel=4), self.boundaries),
         )
-        self._handles: list[Any] = listen(optimizer, self._before_step, self._after_step)
-        if self._schedule.first():
-            self._attach()
 
     # -- the training loop ----------------------------------------------------------------------
 
@@ -177,18 +159,18 @@ class Probe:
         """End a training step; only where no optimizer was given.
 
         To be called before the weights change: facts of weights are of those that are there now.
+        A loop may go on to call it after :meth:`detach`, where it does nothing.
 
         Raises:
             UsageError: The optimizer counts the steps already.
         """
-        if self._handles:
+        if self._recording.steps.counted:
             raise UsageError(
                 "the optimizer given to ss.watch counts the steps already",
                 "leave probe.step() out, or give no optimizer",
             )
-        if not self._done:
-            call_untraced(Probe._before_step, self)
-            call_untraced(Probe._after_step, self)
+        if not self._recording.done:
+            call_untraced(Recording.made, self._recording)
 
     @contextmanager
     def record(self, phase: str = "eval") -> Iterator[Probe]:
@@ -198,100 +180,16 @@ class Probe:
             phase: The phase it is counted for.
 
         Raises:
-            UsageError: The phase is no name.
+            UsageError: The phase is no name, or the probe is detached.
         """
         expect("phase", phase, str, remedy='give "eval", "train" or a name of your own')
-        before, attached = self._forced, self.attached
-        with ExitStack() as last:
-            if not attached:
-                last.callback(self._leave)
-            last.callback(self._schedule.pause)
-            last.callback(self._phases.end_step, self._schedule.steps, phase)
-            last.callback(setattr, self, "_forced", before)
-            self._forced, self._evaluated = phase, self._schedule.steps
-            self._attach()
+        if self._recording.done:
+            raise UsageError(
+                "the probe is detached: nothing is recorded any more",
+                "record before probe.detach(), inside the with block of ss.watch",
+            )
+        with self._recording.forced(phase):
             yield self
-
-    def _before_step(self) -> None:
-        # Before the update: gradients are complete, and the weights are still those they belong to.
-        began = self._schedule.clock()
-        self._phases.scale.stepped()
-        if not self._recording or self._attachment is None:
-            return
-        self._attachment.settle()
-        with self._lock:
-            self._phases.find_scaler()
-            self._phases.end_step(self._schedule.steps)
-            if self._phases.full:
-                self._close_windows()
-        self._schedule.took(self._schedule.clock() - began)
-
-    def _after_step(self) -> None:
-        if self._done:
-            return
-        self._schedule.enter()
-        recorded, stays = self._recording, self._schedule.every == 1
-        self.trace.steps_done = self._schedule.steps + 1
-        if recorded and self.boundaries is not None:
-            self.boundaries.step(self._schedule.steps)
-        if recorded and not stays:
-            self._leave()
-        if self._schedule.leave(recorded):
-            self._attach()
-            if self.boundaries is not None and not recorded:
-                self.boundaries.mark()  # weights change at the end of a step only
-        elif recorded and stays:
-            self._leave()
-
-    def _attach(self) -> bool:
-        """Install the hooks for the step to come; whether they were not there before."""
-        attachment = self._attachment
-        if attachment is None:
-            return False
-        self._eager.hold()
-        self._recording = True
-        if attachment.attached:
-            return False
-        attachment.refresh()
-        attachment.__enter__()
-        return True
-
-    def _leave(self) -> None:
-        self._recording = False
-        try:
-            if self._attachment is not None:
-                self._attachment.detach()
-        finally:
-            self._eager.release()
-
-    # -- a forward pass -------------------------------------------------------------------------
-
-    def _choose(self) -> LeanRecorder | None:
-        """The recorder of the forward pass that begins; None where it cannot be recorded."""
-        if is_capturing():
-            if self._attachment is not None:
-                self._attachment.gap("", "a CUDA graph: what it replays calls no Python")
-            return None
-        with self._lock:
-            self._phases.set_overflow_apart()
-            phase = self._forced or self._phase()
-            if phase == "eval" and self._forced is None and not self._admit():
-                return None
-            return self._phases.begin(phase, self._schedule.steps)
-
-    def _admit(self) -> bool:
-        """One more evaluation pass: whether it is recorded; under a budget the first of a step.
-
-        A validation takes many of them before the step ends, and is no time of training.
-        """
-        self._schedule.pause()
-        before, self._evaluated = self._evaluated, self._schedule.steps
-        return self._schedule.every is not None or before != self._evaluated
-
-    def _phase(self) -> str:
-        model = self._model()
-        training = model is not None and model.training and passes_gradients()
-        return "train" if training else "eval"
 
     # -- results --------------------------------------------------------------------------------
 
@@ -309,30 +207,18 @@ class Probe:
         Raises:
             MeasureError: Nothing was recorded since.
         """
-        with self._lock:
-            self._close_all()
+        with self._recording.lock:
+            self._recording.close()
             chosen = phase or main_phase(self.trace, self._reported)
             mine = since(self.trace, chosen, self._reported)
         merged = distributed.merge_over_ranks(mine)
         if not merged.records:
-            raise nothing_since(self.trace, chosen, self._obstacles)
+            raise nothing_since(self.trace, chosen, self._recording.obstacles)
         return merged
 
     def detach(self) -> None:
         """Remove everything; idempotent. What was measured stays readable."""
-        if self._done:
-            return
-        # Last line first, each whatever becomes of the others; hooks twice, against interrupts.
-        with ExitStack() as last:
-            last.callback(self._forget)
-            last.callback(self._close_all)
-            for act in (*(handle.remove for handle in self._handles), self._leave, self._leave):
-                last.callback(act)
-
-    def _forget(self) -> None:
-        self._done, self._attachment = True, None
-        self._handles.clear()
-        self._phases.forget()
+        self._recording.end()
 
     @property
     def overflows(self) -> int:
@@ -342,7 +228,8 @@ class Probe:
     @property
     def attached(self) -> bool:
         """Whether hooks are installed on the model right now."""
-        return self._attachment is not None and self._attachment.attached
+        attachment = self._recording.attachment
+        return attachment is not None and attachment.attached
 
     @property
     def overhead(self) -> dict[str, Any]:
@@ -357,40 +244,3 @@ class Probe:
         """Detach; what ended the block is never replaced by a failure of ours."""
         with noted_on(error, "shiftscope could not close the last window"):
             self.detach()
-
-    def __del__(self) -> None:
-        """A probe that nobody holds any more leaves nothing behind."""
-        if getattr(self, "_attachment", None) is not None:
-            self._leave()
-
-    def _close_all(self) -> None:
-        with self._lock:
-            self._phases.set_overflow_apart()
-            self._phases.end_step(self._schedule.steps)
-            self._close_windows()
-            if self._attachment is not None:
-                self._obstacles = obstacles(self._attachment)
-
-    def _close_windows(self) -> None:
-        """Freeze all windows; they join the trace."""
-        for phase in list(self._phases.windows):
-            window = self._phases.windows.pop(phase)
-            recorder, attachment = self._phases.recorders.get(phase), self._attachment
-            if window.steps and recorder is not None and attachment is not None:
-                self._close(phase, window, recorder, attachment)
-                recorder.restart()
-
-    def _close(
-        self, phase: str, window: OpenWindow, recorder: LeanRecorder, attachment: Attachment
-    ) -> None:
-        about = {"overflow_steps": self.overflows, "schedule": self._schedule.summary()}
-        made = window.closed(
-            (self._model(), phase, self._settings),
-            *(recorder, attachment, about),
-            lambda records: kept(
-                *(records, self._patterns, phase, self.trace, self._schedule.start),
-                () if records else obstacles(attachment),
-            ),
-        )
-        if made is not None:
-            self.trace.append(made)

@@ -136,6 +136,7 @@ class WindowLedger(Ledger):
 
     def restart(self) -> None:
         """Begin a new window: forget the numbers, keep what is known of the ops."""
+        self.readers.close()
         self._totals.clear()
         self._lost.clear()
         self._fed_by.clear()
@@ -143,6 +144,7 @@ class WindowLedger(Ledger):
         self._mean_images.clear()
         for state in list(self.states.values()):
             state.restart()
+        self.empty.clear()
 
     def _to_stream(
         self, slot: int, moments: Moments, sample: RowSample | None, known: dict[int, Extrema]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -19,7 +19,7 @@ from shiftscope.record import SiteRecord
 from shiftscope.snapshot import Snapshot
 from shiftscope.trace import Trace, Window
 
-__all__ = ["OpenWindow", "main_phase", "since"]
+__all__ = ["OpenWindow", "main_phase", "noted", "since"]
 
 
 @dataclass
@@ -32,6 +32,7 @@ class OpenWindow:
         steps: Recorded steps.
         batches: Forward passes of them.
         forwards: Forward passes since the last step ended.
+        notes: What is to be said of all its numbers.
     """
 
     first: int
@@ -39,6 +40,7 @@ class OpenWindow:
     steps: int = 0
     batches: int = 0
     forwards: int = 0
+    notes: dict[str, None] = field(default_factory=dict)
 
     def ended(self, step: int) -> None:
         """A recorded step ended."""
@@ -73,12 +75,12 @@ class OpenWindow:
             return None
         snapshot = Snapshot(
             records=shown,
-            gaps=tuple(missing(attachment, recorder.measured)),
+            gaps=tuple(missing(attachment, recorder)),
             manifest={**described(*what), **self.told(), **about},
             coverage=coverage(attachment, recorder, 0.0),
             pictures=pictures({name: recorder.states[name] for name in shown}),
         )
-        return Window(self.first, self.last, phase, snapshot)
+        return noted(Window(self.first, self.last, phase, snapshot), *self.notes)
 
     def told(self) -> dict[str, int]:
         """The part of a manifest that says which steps these are."""
@@ -88,6 +90,17 @@ class OpenWindow:
             "steps": self.steps,
             "batches": self.batches,
         }
+
+
+def noted(window: Window, *notes: str) -> Window:
+    """The window, which says something of all its numbers."""
+    if not notes:
+        return window
+    told = {
+        name: replace(record, notes=tuple(dict.fromkeys((*record.notes, *notes))))
+        for name, record in window.snapshot.records.items()
+    }
+    return replace(window, snapshot=replace(window.snapshot, records=told))
 
 
 def main_phase(trace: Trace, reported: Mapping[str, int]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 _HOMES = {
     "COLORS": "palette",
-    "NamedFigure": "gallery",
+    "NamedFigure": "named_figure",
     "SEVERITY_COLORS": "palette",
     "activation_gains": "predicted",
     "angle_histogram": "angles",

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shiftscope.draw.gallery import NamedFigure
+from shiftscope.draw.named_figure import NamedFigure
 from shiftscope.draw.palette import COLORS
 from shiftscope.draw.style import (
     INK,

@@ -68,12 +68,7 @@ class Course:
         windows = list(trace.windows)
         chosen = main_phase(windows) if phase is None else [w for w in windows if w.phase == phase]
         if not chosen:
-            known = ", ".join(dict.fromkeys(w.phase for w in windows)) or "none"
-            asked = "" if phase is None else f" of phase {phase!r}"
-            raise UsageError(
-                f"the trace has no finished window{asked}",
-                f"phases of this trace: {known}; windows are finished by the steps of the loop",
-            )
+            raise _no_window(trace, phase)
         chosen = sorted(chosen, key=lambda window: window.first)
         kept = [chosen[place] for place in thinned(len(chosen), _WINDOWS)]
         return cls(
@@ -209,3 +204,15 @@ def shade_cells(ax: Axes, course: Course, sites: Sequence[str]) -> None:
     if cells:
         patch = PolyCollection(cells, facecolors="none", label=BAD, zorder=3, **HATCH)
         ax.add_collection(patch, autolim=False)
+
+
+def _no_window(trace: Trace, phase: str | None) -> UsageError:
+    known = ", ".join(dict.fromkeys(w.phase for w in trace)) or "none"
+    asked = "" if phase is None else f" of phase {phase!r}"
+    missed = trace.why_empty if phase is None else trace.missed.get(phase)
+    if missed is not None:
+        return UsageError(f"the trace has no finished window{asked}: {missed[0]}", missed[1])
+    return UsageError(
+        f"the trace has no finished window{asked}",
+        f"phases of this trace: {known}; windows are finished by the steps of the loop",
+    )

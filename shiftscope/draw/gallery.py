@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from shiftscope.draw.angles import angle_histograms
 from shiftscope.draw.boxes import neuron_boxes
 from shiftscope.draw.depth import profile_over_depth
 from shiftscope.draw.heatmaps import stripes
 from shiftscope.draw.layers import layer_boxes
+from shiftscope.draw.named_figure import NamedFigure, sentence
 from shiftscope.draw.names import plain_name, plain_names, thinned
 from shiftscope.draw.pooling import stands_for_all
 from shiftscope.draw.predicted import predicted_against_measured
@@ -30,29 +29,10 @@ from shiftscope.snapshot import Snapshot
 if TYPE_CHECKING:
     from shiftscope.findings import Finding
 
-__all__ = ["NamedFigure", "figures"]
+__all__ = ["figures", "ranked_sites"]
 
 _SHOWN = 3
 """Sites whose neurons are shown: the first, a middle or the worst one, the last."""
-
-
-@dataclass(frozen=True)
-class NamedFigure:
-    """A figure with its words.
-
-    Attributes:
-        name: Identifier, fit for a file name and an anchor.
-        title: A few words.
-        caption: What is drawn and how to read it, one to three sentences.
-        alt: What the figure shows here, in one sentence with its numbers.
-        figure: The drawing.
-    """
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    figure: Figure
 
 
 def figures(snapshot: Snapshot, findings: Sequence[Finding] = ()) -> list[NamedFigure]:
@@ -114,7 +94,7 @@ def _profile(snapshot: Snapshot, findings: Sequence[Finding]) -> NamedFigure | N
         "predicted (black). Variances and gains are on axes in decades; dashed lines are the "
         "thresholds of findings, marks at the foot the sites they concern."
         + (" Hatched: some values there were NaN or infinite." if bad else ""),
-        _sentence(
+        sentence(
             f"Profiles of {len(sites)} sites.",
             _range("Shift share", column(sites, "shift_share"), "{:.2f}"),
             _range("log10 V(∇z)", column(sites, "log10_grad_z_var"), "{:.1f}"),
@@ -231,7 +211,7 @@ def _over_depth(snapshot: Snapshot) -> NamedFigure | None:
             if cuts
             else ""
         ),
-        _sentence(
+        sentence(
             f"Predicted and measured shift share and gradient variance of {len(prediction.sites)} "
             "layers.",
             _chi(prediction),
@@ -296,7 +276,3 @@ def _range(label: str, values: np.ndarray[tuple[int], np.dtype[np.float64]], for
         return f"{label} was not measured."
     first, last = form.format(known[0]), form.format(known[-1])
     return f"{label} from {first} at the first to {last} at the last site."
-
-
-def _sentence(*parts: str) -> str:
-    return " ".join(part for part in parts if part)

@@ -7,7 +7,7 @@ followed through the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +15,26 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shiftscope.draw.decades import decade_axis, decades
-from shiftscope.draw.marks import BAD, hatch_stretches, mark_findings, threshold_line, thresholds_of
-from shiftscope.draw.palette import COLORS
+from shiftscope.draw.decades import decades
+from shiftscope.draw.marks import BAD, hatch_stretches
 from shiftscope.draw.reasons import gradient_reason, unless_lost
+from shiftscope.draw.site_lines import (
+    error_band,
+    finish,
+    in_decades,
+    main_places,
+    places,
+    predicted_line,
+    relative_thresholds,
+    site_line,
+    without_data,
+)
 from shiftscope.draw.style import (
-    MANY,
     drawing,
     label_sites,
     legend_above,
     new_axes,
     new_figure,
-    not_measured,
-    span,
     stack_panels,
     title,
 )
@@ -95,18 +102,18 @@ def shift_profile(source: Source, findings: Sequence[Finding] = (), ax: Axes | N
     title(ax, "Shift share of z")
     share, error = column(sites, "shift_share"), column(sites, "shift_share_se")
     if not np.isfinite(share).any():
-        return _empty(ax, sites, unless_lost(source, "z", "no preactivation was recorded"))
+        return without_data(ax, sites, unless_lost(source, "z", "no preactivation was recorded"))
     for kind, label, weak in (
         ("linear", "leaving linear maps", True),
         ("activation", "entering activations", False),
     ):
-        where = _places(sites, kind)
-        _band(ax, where, share[where], error[where])
-        _line(ax, where, share[where], "shift", label, weak=weak)
+        where = places(sites, kind)
+        error_band(ax, where, share[where], error[where])
+        site_line(ax, where, share[where], "shift", label, weak=weak)
     label_sites(ax, list(sites["site"]))
     ax.set_ylim(-0.04, 1.04)
     ax.set_ylabel("between / total")
-    _finish(ax, sites, findings, {"activation_shift"})
+    finish(ax, sites, findings, {"activation_shift"})
     return ax
 
 
@@ -127,20 +134,20 @@ def variance_profile(
         The axes.
     """
     ax, sites = new_axes(ax), sites_of(source)
-    where = _places(sites, "activation")
+    where = places(sites, "activation")
     entering = bool(np.isfinite(column(sites, "within_var")[where]).any())
     title(ax, "Variance of z entering activations" if entering else "Variance of z")
-    where = where if entering else _main_places(sites)
+    where = where if entering else main_places(sites)
     within, between = (decades(column(sites, f"{p}_var"))[where] for p in ("within", "between"))
     if not np.isfinite(within).any() and not np.isfinite(between).any():
-        return _empty(ax, sites, unless_lost(source, "z", "no preactivation was recorded"))
-    _line(ax, where, between, "shift", "between neurons")
-    _line(ax, where, within, "within", "within a neuron (mean)")
-    _decades(ax, sites, within, between)
+        return without_data(ax, sites, unless_lost(source, "z", "no preactivation was recorded"))
+    site_line(ax, where, between, "shift", "between neurons")
+    site_line(ax, where, within, "within", "within a neuron (mean)")
+    in_decades(ax, sites, within, between)
     start = within[np.isfinite(within)]
     if start.size:
-        _relative_thresholds(ax, findings, "collapse", float(start[0]), "below the first site")
-    _finish(ax, sites, findings, {"variance_collapse", "weight_scale"})
+        relative_thresholds(ax, findings, "collapse", float(start[0]), "below the first site")
+    finish(ax, sites, findings, {"variance_collapse", "weight_scale"})
     return ax
 
 
@@ -163,17 +170,17 @@ def gradient_profile(
     """
     ax, sites = new_axes(ax), sites_of(source)
     title(ax, "Gradient variance V(∇z)")
-    where = _main_places(sites)
+    where = main_places(sites)
     logs = column(sites, "log10_grad_z_var")[where]
     if not np.isfinite(logs).any():
-        return _empty(ax, sites, gradient_reason(source, column(sites, "grad_z_var")))
-    _line(ax, where, logs, "backward", "mean over neurons")
-    _decades(ax, sites, logs)
+        return without_data(ax, sites, gradient_reason(source, column(sites, "grad_z_var")))
+    site_line(ax, where, logs, "backward", "mean over neurons")
+    in_decades(ax, sites, logs)
     known = logs[np.isfinite(logs)]
     hidden = float(known[-2] if len(known) > 1 else known[-1])  # the head is the task's, not hidden
-    _relative_thresholds(ax, findings, "decay", hidden, "below the last hidden layer")
-    _relative_thresholds(ax, findings, "growth", hidden, "above the last hidden layer", sign=1.0)
-    _finish(ax, sites, findings, {"vanishing_gradient", "exploding_gradient"})
+    relative_thresholds(ax, findings, "decay", hidden, "below the last hidden layer")
+    relative_thresholds(ax, findings, "growth", hidden, "above the last hidden layer", sign=1.0)
+    finish(ax, sites, findings, {"vanishing_gradient", "exploding_gradient"})
     return ax
 
 
@@ -210,16 +217,16 @@ def gain_profile(
     """
     ax, sites = new_axes(ax), sites_of(source)
     title(ax, "Gains of activations" if kind == "activation" else "Gains of linear maps")
-    where, drawn = _places(sites, kind), []
+    where, drawn = places(sites, kind), []
     for measured, quantity, label, predicted, source_label in _GAINS[kind]:
         gain, theory = (decades(column(sites, name))[where] for name in (measured, predicted))
-        _line(ax, where, gain, quantity, label, wide=True)
-        _predicted(ax, where, theory, quantity, source_label)
+        site_line(ax, where, gain, quantity, label, wide=True)
+        predicted_line(ax, where, theory, quantity, source_label)
         drawn += [gain, theory]
     if not np.isfinite(np.concatenate(drawn)).any():
         reason = f"no gain of {kind} sites is known"
-        return _empty(ax, sites, unless_lost(source, "z", reason))
-    _decades(ax, sites, *drawn)
+        return without_data(ax, sites, unless_lost(source, "z", reason))
+    in_decades(ax, sites, *drawn)
     ax.set_ylabel("gain")
     legend_above(ax)
     return ax
@@ -241,14 +248,14 @@ def unit_profile(source: Source, findings: Sequence[Finding] = (), ax: Axes | No
     title(ax, "Saturated and dead")
     saturated, dead = _unit_shares(sites)
     if not np.isfinite(np.concatenate([saturated, dead])).any():
-        return _empty(ax, sites, "no activation was counted")
-    where = _places(sites, "activation")
-    _line(ax, where, saturated[where], "saturated", "saturated rows")
-    _line(ax, where, dead[where], "dead", "units never active")
+        return without_data(ax, sites, "no activation was counted")
+    where = places(sites, "activation")
+    site_line(ax, where, saturated[where], "saturated", "saturated rows")
+    site_line(ax, where, dead[where], "dead", "units never active")
     label_sites(ax, list(sites["site"]))
     ax.set_ylim(-0.04, 1.04)
     ax.set_ylabel("share")
-    _finish(ax, sites, findings, {"saturation", "dead_units"})
+    finish(ax, sites, findings, {"saturation", "dead_units"})
     return ax
 
 
@@ -267,88 +274,3 @@ def _unit_shares(sites: pd.DataFrame) -> tuple[Array, Array]:
     dead = np.full(len(sites), np.nan)
     np.divide(column(sites, "dead"), widths, out=dead, where=widths > 0)
     return column(sites, "saturated"), dead
-
-
-def _places(sites: pd.DataFrame, kind: str) -> Any:
-    return np.flatnonzero((sites["kind"] == kind).to_numpy())
-
-
-def _main_places(sites: pd.DataFrame) -> Any:
-    """Linear sites; the activations where a table has no linear ones."""
-    linear = _places(sites, "linear")
-    return linear if len(linear) else np.arange(len(sites))
-
-
-def _line(
-    ax: Axes,
-    where: Any,
-    values: Array,
-    quantity: str,
-    label: str,
-    *,
-    weak: bool = False,
-    wide: bool = False,
-) -> None:
-    if not np.isfinite(values).any():
-        return
-    many = len(values) > MANY
-    ax.plot(
-        *(where, values),
-        color=COLORS[quantity],
-        label=label,
-        marker="o",
-        markersize=1.4 if many else 4.4 if wide else 3.6,
-        markerfacecolor="white" if weak and not many else COLORS[quantity],
-        linewidth=1.0 if many else 2.2 if wide else 1.3,
-        linestyle=":" if weak else "-",
-        alpha=0.75 if weak else 1.0,
-        zorder=2.5 if weak else 3,
-    )
-
-
-def _predicted(ax: Axes, where: Any, values: Array, quantity: str, label: str) -> None:
-    if np.isfinite(values).any():
-        many = len(values) > MANY
-        ax.plot(
-            *(where, values),
-            color=COLORS["theory"],
-            label=label,
-            linewidth=0.6 if many else 0.9,
-            linestyle="-" if quantity == "forward" else ":",
-            marker="" if many else ("o" if quantity == "forward" else "s"),
-            markersize=2.4,
-            zorder=4,
-        )
-
-
-def _band(ax: Axes, where: Any, values: Array, error: Array) -> None:
-    if np.isfinite(error).any():
-        low, high = values - 2 * error, values + 2 * error
-        ax.fill_between(where, low, high, facecolor=COLORS["shift"], alpha=0.18, linewidth=0)
-
-
-def _decades(ax: Axes, sites: pd.DataFrame, *values: Array) -> None:
-    label_sites(ax, list(sites["site"]))
-    ax.set_ylim(*span(*values, least=0.6))
-    decade_axis(ax.yaxis, 5)
-    ax.set_ylabel("variance")
-
-
-def _relative_thresholds(
-    ax: Axes, findings: Sequence[Finding], word: str, start: float, where: str, sign: float = -1.0
-) -> None:
-    for _, value in thresholds_of(findings, word):
-        threshold_line(ax, start + sign * value, f"{value:g} decades {where}")
-
-
-def _finish(ax: Axes, sites: pd.DataFrame, findings: Sequence[Finding], causes: set[str]) -> None:
-    if "activation_shift" in causes:
-        for _, value in thresholds_of(findings, "shift_share"):
-            threshold_line(ax, value, f"threshold {value:g}")
-    mark_findings(ax, list(sites["site"]), [f for f in findings if f.cause in causes])
-    legend_above(ax)
-
-
-def _empty(ax: Axes, sites: pd.DataFrame, reason: str) -> Axes:
-    not_measured(ax, reason if len(sites) else "no site was found in this model")
-    return ax

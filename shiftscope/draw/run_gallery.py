@@ -10,7 +10,7 @@ import numpy as np
 from shiftscope.draw.course import Course
 from shiftscope.draw.curves import evaluation, has_loss, quantile_course, run_curves
 from shiftscope.draw.depth_time import evolution
-from shiftscope.draw.gallery import NamedFigure
+from shiftscope.draw.named_figure import NamedFigure, sentence
 from shiftscope.draw.names import plain_names
 from shiftscope.draw.quantiles import BANDS
 
@@ -47,7 +47,7 @@ def _maps(trace: Trace, course: Course) -> NamedFigure:
     return NamedFigure(
         "evolution",
         "Through depth and time",
-        _sentence(
+        sentence(
             "Sites from the input (top) to the output (bottom), steps to the right; a window "
             "reaches to the start of the next one. Colours of gains are white at 1, where a layer "
             "passes variance on as it is; grey was not measured, or lies below the resolution of "
@@ -67,14 +67,14 @@ def _curves(trace: Trace, course: Course) -> NamedFigure:
     return NamedFigure(
         "curves",
         "Along the steps",
-        _sentence(
+        sentence(
             "One" if loss is None else "The loss of each window, and one",
             "line a site, light at the input and dark at the output, through the middle of each "
             "window. Lines of the gradient that fan out are a gradient that vanishes or explodes.",
             "Dashed: evaluation, of the sites that are named." if beside else "",
             _remark(course, bad=bad),
         ),
-        _sentence(f"Curves {_span(course)}.", "" if loss is None else f"Loss {_ends(loss[None])}."),
+        sentence(f"Curves {_span(course)}.", "" if loss is None else f"Loss {_ends(loss[None])}."),
         run_curves(trace),
     )
 
@@ -89,7 +89,7 @@ def _bands(trace: Trace, course: Course, findings: Sequence[Finding]) -> NamedFi
     return NamedFigure(
         "quantile-course",
         "How preactivations move",
-        _sentence(
+        sentence(
             f"All neurons of a site pooled: {BANDS}. All panels have one scale.",
             _remark(course, bad=bool(course.bad_at(names).any())),
         ),
@@ -105,11 +105,7 @@ def _sampled(course: Course, site: str) -> bool:
 def _remark(course: Course, *, bad: bool) -> str:
     """What is special about the windows: that there is but one, or values that are not finite."""
     alone = "There is one window; how things move takes two." if len(course.steps) == 1 else ""
-    return _sentence(alone, "Hatched: some values there were NaN or infinite." if bad else "")
-
-
-def _sentence(*parts: str) -> str:
-    return " ".join(part for part in parts if part)
+    return sentence(alone, "Hatched: some values there were NaN or infinite." if bad else "")
 
 
 def _span(course: Course) -> str:

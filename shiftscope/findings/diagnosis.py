@@ -155,7 +155,7 @@ def _all_clear(findings: Sequence[Finding], measured: Snapshot | Trace) -> str:
     if isinstance(measured, Trace):
         judged = main_phase(measured.windows)
         if not judged:
-            return "Nothing was measured: the run has no finished window."
+            return f"Nothing was measured: {measured.why_empty[0]}."
         told = _all_clear(findings, judged[-1].snapshot)
         many = counted(len(judged), "window")
         return f"{told} Steps {judged[0].first} to {judged[-1].last}, {many}."

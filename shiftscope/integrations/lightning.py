@@ -9,6 +9,8 @@ try:
 except ModuleNotFoundError:
     from pytorch_lightning.callbacks import Callback  # type: ignore[assignment, unused-ignore]
 
+from torch.optim import Optimizer
+
 from shiftscope.integrations.watching import Watching
 
 __all__ = ["LightningWatch"]
@@ -24,13 +26,13 @@ class LightningWatch(Watching, Callback):  # type: ignore[misc, unused-ignore]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to watch."""
+        optimizer = next(iter(trainer.optimizers), None)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        # Without a scaler Lightning runs forward and backward inside optimizer.step(closure), where
-        # the optimizer's own hooks would count the step before its gradients are there.
-        self._counts = scaler is None
+        # Strategies may bring optimizers of their own, without the hooks of torch's.
+        self._counts = scaler is None and not isinstance(optimizer, Optimizer)
         self._begin(
             pl_module,
-            None if self._counts else trainer.optimizers[0],
+            None if self._counts else optimizer,
             scaler,
             step=trainer.global_step,
             main=trainer.is_global_zero,

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shiftscope.errors import UsageError
 from shiftscope.files import atomic_folder, place_named, strict_json
 from shiftscope.findings import Finding, diagnose, verdict
 from shiftscope.findings.headline import headline
 from shiftscope.given import each, expect
 from shiftscope.reporting.document import document
+from shiftscope.reporting.formats import FORMATS, chosen
 from shiftscope.reporting.page import page
 from shiftscope.reporting.pictures import Picture
 
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from shiftscope.snapshot import Snapshot
     from shiftscope.trace import Trace
 
-__all__ = ["FORMATS", "Report", "report"]
-
-FORMATS = ("html", "png", "json")
-"""What :func:`report` can write beside ``snapshot.npz``."""
+__all__ = ["Report", "report"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def report(
     from shiftscope.trace import Trace  # behind it stands torch
 
     expect("measured", measured, Snapshot, Trace)
-    wanted = _checked(formats)
+    wanted = chosen(formats)
     trace = measured if isinstance(measured, Trace) else None
     snapshot = measured.last if isinstance(measured, Trace) else measured
     told = each("findings", diagnose(measured) if findings is None else findings, Finding)
@@ -92,7 +89,7 @@ def report(
             _write(place / "report.html", text.encode())
         if "json" in wanted:
             content = document(snapshot, told) | {"verdict": verdict(told, measured)}
-            content |= {} if trace is None else {"windows": _windows(trace)}
+            content |= {} if trace is None else _of_run(trace)
             _write(place / "report.json", strict_json(content).encode())
         if "png" in wanted:
             for picture in pictures:
@@ -102,15 +99,6 @@ def report(
             trace.save(place / "trace.npz")
         names = [item.relative_to(place) for item in sorted(place.rglob("*")) if item.is_file()]
     return Report(folder, tuple(folder / name for name in names), told)
-
-
-def _checked(formats: Iterable[str]) -> set[str]:
-    known = f"choose among {', '.join(FORMATS)}"
-    wanted = set(each("formats", formats, str, remedy=known))
-    unknown = sorted(wanted - set(FORMATS))
-    if unknown:
-        raise UsageError(f"a report has no format {unknown[0]!r}", known)
-    return wanted
 
 
 def _pictures(
@@ -128,10 +116,12 @@ def _pictures(
     ]
 
 
-def _windows(trace: Trace) -> list[dict[str, Any]]:
-    return [
+def _of_run(trace: Trace) -> dict[str, Any]:
+    windows = [
         {"first": w.first, "last": w.last, "phase": w.phase, **headline(w.snapshot)} for w in trace
     ]
+    missed = {phase: reason for phase, (reason, _) in trace.missed.items()}
+    return {"windows": windows} | ({"missed": missed} if missed else {})
 
 
 def _write(path: Path, content: bytes) -> None:

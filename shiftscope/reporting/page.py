@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from shiftscope import __version__
@@ -18,6 +14,7 @@ from shiftscope.reporting.premises import premise_section
 from shiftscope.reporting.ranking import HEADS
 from shiftscope.reporting.strips import STEPS, strips
 from shiftscope.reporting.table import FIRST_ROWS, SiteTable
+from shiftscope.reporting.templates import asset, digest, inline_figure, template, trusted
 from shiftscope.reporting.text import plain_summary
 from shiftscope.reporting.words import (
     coverage_lines,
@@ -31,12 +28,10 @@ from shiftscope.reporting.words import (
 )
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-
     from shiftscope.snapshot import Snapshot
     from shiftscope.trace import Trace
 
-__all__ = ["STRIP_BUDGET", "Picture", "page", "script_json"]
+__all__ = ["STRIP_BUDGET", "page", "script_json"]
 
 STRIP_BUDGET = 300_000
 """Characters of packed quantiles a page carries by default."""
@@ -69,13 +64,13 @@ def page(
     table = SiteTable(snapshot, findings)
     packed, missing = strips(snapshot, table.names, 2**62 if budget is None else budget)
     told = verdict(findings, snapshot if trace is None else trace)
-    style, script = _asset("report.css"), _asset("report.js")
-    return _template().render(
+    style, script = asset("report.css"), asset("report.js")
+    return template("report.html").render(
         version=__version__,
-        style=_trusted(style),
-        script=_trusted(script),
-        style_hash=_digest(style),
-        script_hash=_digest(script),
+        style=trusted(style),
+        script=trusted(script),
+        style_hash=digest(style),
+        script_hash=digest(script),
         subtitle=subtitle(snapshot),
         verdict=told | {"sentence": printable(told["sentence"])},
         verdict_title=_title(told),
@@ -83,7 +78,7 @@ def page(
         coverage_sentence=_coverage_sentence(snapshot),
         findings=[_finding(finding, table) for finding in findings],
         run={} if trace is None else run_section(trace),
-        figures=[_figure(picture) for picture in pictures],
+        figures=[inline_figure(picture) for picture in pictures],
         missing=_missing(missing, len(packed)),
         columns=table.columns,
         rows=table.cells(),
@@ -94,7 +89,7 @@ def page(
         manifest=manifest_lines(snapshot),
         gaps=[(printable(m) or "(model)", printable(r)) for m, r in snapshot.gaps[:_GAPS]],
         more_gaps=max(len(snapshot.gaps) - _GAPS, 0),
-        data=_trusted(script_json(_data(snapshot, findings, table, packed))),
+        data=trusted(script_json(_data(snapshot, findings, table, packed))),
     )
 
 
@@ -155,19 +150,6 @@ def _finding(finding: Finding, table: SiteTable) -> dict[str, Any]:
     }
 
 
-def _figure(picture: Picture) -> dict[str, Any]:
-    width, height = picture.size
-    return {
-        "name": picture.name,
-        "title": printable(picture.title),
-        "caption": printable(picture.caption),
-        "alt": printable(picture.alt),
-        "data": base64.b64encode(picture.inline()).decode("ascii"),
-        "width": width,
-        "height": height,
-    }
-
-
 def _title(told: dict[str, str]) -> str:
     clear = "No fault found" if told["sentence"].startswith("No fault") else "No verdict"
     return _TITLES.get(told["severity"], clear)
@@ -190,29 +172,3 @@ def _missing(missing: Sequence[str], carried: int) -> str:
         f"To keep this page small it carries the neurons of the {carried} worst sites; those of "
         f"{len(missing)} sites are left out: {names}{more}."
     )
-
-
-@cache
-def _asset(name: str) -> str:
-    return files("shiftscope.reporting").joinpath(name).read_text(encoding="utf-8")
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_asset("report.html"))
-
-
-def _trusted(text: str) -> Any:
-    """Mark text of this package, or JSON without markup, as fit to stand in the page as it is."""
-    from markupsafe import Markup
-
-    return Markup(text)
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

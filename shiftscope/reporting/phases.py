@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from shiftscope.trace import Trace, Window
 
-__all__ = ["run_section"]
+__all__ = ["missed_lines", "run_section"]
 
 _SHOWN = 40
 _GAPS = 8
@@ -33,7 +33,8 @@ def run_section(trace: Trace) -> dict[str, Any]:
         evaluation did not measure.
     """
     phases = {window.phase: trace.phase(window.phase).windows for window in trace}
-    out: dict[str, Any] = {"sentence": _sentence(len(trace), phases), "rows": []}
+    sentence = " ".join([_sentence(len(trace), phases), *missed_lines(trace)])
+    out: dict[str, Any] = {"sentence": sentence, "rows": []}
     if not {"train", "eval"} <= set(phases):
         return out
     train, beside = phases["train"][-1], phases["eval"][-1]
@@ -49,6 +50,15 @@ def run_section(trace: Trace) -> dict[str, Any]:
         "more": max(len(train.snapshot.sites) - _SHOWN, 0),
         "gaps": [(printable(m) or "(model)", printable(why)) for m, why in gaps],
     }
+
+
+def missed_lines(trace: Trace) -> list[str]:
+    """A sentence for each phase of whose latest recorded steps nothing was kept."""
+    return [
+        f"Of the latest recorded steps of {_WORDS.get(phase, printable(phase))} "
+        f"no site was kept: {printable(reason)}."
+        for phase, (reason, _) in trace.missed.items()
+    ]
 
 
 def _sentence(count: int, phases: dict[str, list[Window]]) -> str:

@@ -145,6 +145,11 @@ REPORT_SCHEMA: dict[str, Any] = {
                 },
             ),
         },
+        missed={
+            "type": "object",
+            "additionalProperties": _TEXT,
+            "description": "Of a run: phase to why no site was kept of its latest recorded steps.",
+        },
         windows=_list(
             "Of a run: one object a window, in the order of steps; the rest is of the last one.",
             _object(

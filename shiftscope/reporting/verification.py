@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +13,9 @@ from shiftscope import __version__
 from shiftscope.errors import UsageError
 from shiftscope.files import atomic_folder, place_named, strict_json
 from shiftscope.given import each
-from shiftscope.reporting.page import Picture
+from shiftscope.reporting.formats import FORMATS, chosen
+from shiftscope.reporting.pictures import Picture
+from shiftscope.reporting.templates import asset, digest, inline_figure, template, trusted
 from shiftscope.reporting.words import number
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ __all__ = [
 VERIFICATION_VERSION = 1
 """Version of the layout of ``verification.json``."""
 
-_FORMATS = ("html", "png", "json")
 _DPI = 100
 """Sixteen figures stand in the page: at this resolution it stays below a megabyte."""
 _WORDS = ("case", "kind", "assumptions", "of")
@@ -42,7 +40,7 @@ _DIGITS = ("predicted", "estimate", "standard error", "z", "adjusted p", "rows")
 def write_verification(
     verifications: Sequence[Verification],
     out: str | os.PathLike[str],
-    formats: Iterable[str] = _FORMATS,
+    formats: Iterable[str] = FORMATS,
 ) -> tuple[Path, ...]:
     """Write ``verification.html``, ``verification.json`` and ``figures/claim-*.png``.
 
@@ -61,11 +59,7 @@ def write_verification(
             an argument is of another kind.
     """
     verifications = _checked(verifications)
-    known = f"choose among {', '.join(_FORMATS)}"
-    wanted = set(each("formats", formats, str, remedy=known))
-    unknown = sorted(wanted - set(_FORMATS))
-    if unknown:
-        raise UsageError(f"a report has no format {unknown[0]!r}", known)
+    wanted = chosen(formats)
     pictures = _pictures(verifications) if {"html", "png"} & wanted else []
     folder = place_named(out)
     with atomic_folder(folder) as place:
@@ -165,20 +159,13 @@ def verification_page(
     Returns:
         HTML with styles and figures inline: no network, no scripts.
     """
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    style = _asset("report.css") + _asset("verification.css")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    style = asset("report.css") + asset("verification.css")
     failed = [(v.claim, f"{v.claim}, {v.case}") for v in verifications if not v.passed]
     first = verifications[0]
-    return environment.from_string(_asset("verification.html")).render(
+    return template("verification.html").render(
         version=__version__,
-        style=Markup(style),
-        style_hash=digest,
+        style=trusted(style),
+        style_hash=digest(style),
         subtitle=f"Propositions, their controls and errata by simulation, seed {first.seed}",
         summary=f"{len(verifications) - len(failed)} of {len(verifications)} cases as expected",
         failed=failed,
@@ -189,10 +176,6 @@ def verification_page(
         digits=_DIGITS,
         manifest=_manifest(verifications),
     )
-
-
-def _asset(name: str) -> str:
-    return files("shiftscope.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
 def _control(alpha: float) -> str:
@@ -256,16 +239,7 @@ def _row(v: Verification) -> dict[str, Any]:
 
 
 def _figure(picture: Picture | None) -> dict[str, Any] | None:
-    if picture is None:
-        return None
-    width, height = picture.size
-    return {
-        "alt": picture.alt,
-        "caption": picture.caption,
-        "data": base64.b64encode(picture.png).decode("ascii"),
-        "width": width,
-        "height": height,
-    }
+    return None if picture is None else inline_figure(picture, exact=True)
 
 
 def _pictures(verifications: Sequence[Verification]) -> list[Picture]:

@@ -117,6 +117,8 @@ def subtitle(snapshot: Snapshot) -> str:
         parts.append(_plural(manifest["samples"], "sample"))
         if manifest.get("batches"):
             parts[-1] += f" in {_plural(manifest['batches'], 'batch', 'es')}"
+        if manifest.get("empty_batches"):
+            parts[-1] += f" and {manifest['empty_batches']} empty"
     parts += [f"{key} {manifest[key]}" for key in ("seed",) if key in manifest]
     return printable(" · ".join(parts))
 

@@ -1,4 +1,4 @@
-/* Sums about a pivot, of tables of columns and of runs: see _kernels.c. */
+/* Sums about a pivot, of tables of columns (_columns.c) and of runs (_runs.c). */
 
 #ifndef SHIFTSCOPE_KERNELS_H
 #define SHIFTSCOPE_KERNELS_H

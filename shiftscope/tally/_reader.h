@@ -50,7 +50,12 @@ int remember(Reader *self, PyObject *anchor, long long version, const long long 
 /* The next columns of a page, as a reading of the step; a new reference. */
 Columns *next_reading(Reader *self, long long slot, const Extent *extent, int dtype);
 
-/* Methods of the reader. */
+/* Read a contiguous tensor of a known dtype (_reading.c); a new reference to its Columns, or to
+   None where it cannot be read here. */
+PyObject *read_tensor(Reader *self, PyObject *x, Seen *seen, long long slot, int dtype, int kind,
+                      int with_image);
+
+/* Methods of the reader (_books.c). */
 PyObject *reader_reserve(Reader *self, PyObject *args);
 PyObject *reader_done(Reader *self, PyObject *ignored);
 PyObject *reader_take(Reader *self, PyObject *ignored);

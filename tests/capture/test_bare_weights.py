@@ -48,7 +48,7 @@ MODELS = {
     "convolution": lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.LazyLinear(2)),
     "a layer alone": lambda: nn.Linear(3, 2),
     "cells": _Cells,
-    "columns": lambda: nn.Sequential(_Columns(3, 5), _Columns(5, 5), nn.Linear(5, 2, bias=False)),
+    "columns": lambda: nn.Sequential(_Columns(3, 5), nn.Linear(5, 2, bias=False)),
     "transposed": lambda: nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 6, 2, groups=2), nn.ConvTranspose2d(6, 3, 2)
     ),
@@ -90,6 +90,59 @@ def test_every_weight_is_a_site_named_as_in_a_run(name: str) -> None:
         assert known.weights is not None
         assert record.weights.norm2 == pytest.approx(known.weights.norm2, rel=1e-12)
         assert record.weights.bias == pytest.approx(known.weights.bias, nan_ok=True)
+
+
+class _Turned(nn.Module):
+    """A linear map whose weight lies as ``[inputs, outputs]``, as in the GPT-2 of a library."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c_fc, self.c_proj = _Turned(6, 24), _Turned(24, 6)
+        self.inner = nn.ModuleDict({"c_proj": _Turned(6, 6), "square": nn.Linear(6, 6)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner["square"](self.inner["c_proj"](x))
+        out: Tensor = self.c_proj(self.c_fc(x))
+        return out
+
+
+UPSIDE_DOWN = {
+    "linear maps": (_Block, (5, 6)),
+    "convolutions": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3), nn.ConvTranspose2d(6, 4, 2, groups=2)),
+        (5, 4, 3, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UPSIDE_DOWN)
+def test_weights_that_lie_the_other_way_round(name: str) -> None:
+    torch.manual_seed(0)
+    make, shape = UPSIDE_DOWN[name]
+    model: nn.Module = make()
+    measured = ss.analyze(model, [torch.randn(shape)])
+    alone = weights_only(model.state_dict())
+    assert alone.records.keys() == measured.records.keys()
+    for site, record in alone.records.items():
+        known = measured.records[site]
+        assert record.info.op == known.info.op
+        assert (record.info.neurons, record.info.fan_in) == (known.info.neurons, known.info.fan_in)
+        assert record.weights is not None
+        assert known.weights is not None
+        for fact in ("norm2", "row_sum", "bias", "group"):
+            assert getattr(record.weights, fact) == pytest.approx(getattr(known.weights, fact))
+        turned = "square" not in site
+        assert any("transposed" in note for note in record.notes) == turned
 
 
 def test_what_is_no_weight_by_its_name_is_a_gap() -> None:

@@ -312,7 +312,14 @@ def test_thousands_of_steps_leave_no_object_behind() -> None:
         steps(20)
         (recorder,) = watched._phases.recorders.values()
         plan = recorder.plans["0"][0]
-        held: list[Any] = [recorder, recorder.books, plan, plan.state, None, watched._attachment]
+        held: list[Any] = [
+            recorder,
+            recorder.books,
+            plan,
+            plan.state,
+            None,
+            watched._recording.attachment,
+        ]
         gc.collect()
         before, objects = list(map(sys.getrefcount, held)), len(gc.get_objects())
         steps(2000)

@@ -51,9 +51,9 @@ def test_a_copy_carries_no_hook(way: str, probes: int) -> None:
     twin = WAYS[way](net)
     hooks = [(*m._forward_hooks, *m._forward_pre_hooks) for m in twin.modules()]
     assert hooks == [()] * len(hooks)
-    calls = watching[0]._attachment.forwards
+    calls = watching[0]._recording.attachment.forwards
     twin(torch.randn(3, 12)).sum().backward()
-    assert watching[0]._attachment.forwards == calls
+    assert watching[0]._recording.attachment.forwards == calls
     torch.jit.script(twin)
     for probe in watching:
         probe.detach()

@@ -296,7 +296,7 @@ def test_the_trail_of_a_pass_ends_with_it() -> None:
     with ss.watch(model, every=1) as watching, watching.record():
         for _ in range(2):
             z = model(images(4, 3, 10).float())
-            trail = watching._attachment._local.run.trail  # type: ignore[union-attr]
+            trail = watching._recording.attachment._local.run.trail  # type: ignore[union-attr]
             kept.append((len(trail.tensors), len(trail._nodes), trail.marks(z)))
     assert kept == [(0, 0, None)] * 2
 

@@ -241,7 +241,7 @@ def test_unused_tied_and_looked_up_modules() -> None:
     reasons = dict(snapshot.gaps)
     assert reasons["unused"] == "not called"
     assert "look-up" in reasons["table"]
-    assert {"used", "tied", ":relu", "act", "act.2"} == set(snapshot.records)
+    assert {"used", "tied", ":relu", "act", "act~2"} == set(snapshot.records)
 
 
 def test_no_gradient_is_absent_not_zero() -> None:

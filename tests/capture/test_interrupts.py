@@ -47,6 +47,19 @@ def trained(model: nn.Module, optimizer: Any, steps: int = 1) -> None:
         optimizer.step()
 
 
+def trained_by_closure(model: nn.Module, optimizer: Any, steps: int = 1) -> None:
+    x = torch.randn(16, 12)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)
+
+
 def left(model: nn.Module, optimizer: Any) -> list[Any]:
     """What is still installed anywhere."""
     found: list[Any] = [
@@ -103,9 +116,8 @@ def test_training_goes_on_after_an_interrupt_that_the_user_caught() -> None:
         model.error = None
         trained(model, optimizer, 3)
     assert left(model, optimizer) == []
-    assert dict(zip(*probe.snapshot().sites[["site", "count"]].to_numpy().T, strict=True)) == {
-        **{"first": 52, ":relu": 52, "second": 48},
-    }
+    sites = probe.snapshot().sites
+    assert set(sites["count"]) == {48}  # without what the interrupted pass had recorded
 
 
 def test_a_failure_at_the_end_does_not_replace_the_users_exception(
@@ -182,8 +194,8 @@ def alarm() -> Iterator[None]:
 # Python swallows what is raised in a destructor.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
-@pytest.mark.parametrize("every", [1, 2])
-def test_an_interrupt_at_any_moment_leaves_nothing(every: int) -> None:
+@pytest.mark.parametrize(("every", "train"), [(1, trained), (2, trained), (1, trained_by_closure)])
+def test_an_interrupt_at_any_moment_leaves_nothing(every: int, train: Any) -> None:
     chance, interrupts = random.Random(every), 0
     for _ in range(120):
         model = nn.Sequential(*[nn.Sequential(nn.Linear(12, 12), nn.Tanh()) for _ in range(4)])
@@ -191,9 +203,9 @@ def test_an_interrupt_at_any_moment_leaves_nothing(every: int) -> None:
         with alarm():
             try:
                 with ss.watch(model, optimizer, every=every):
-                    trained(model, optimizer)
+                    train(model, optimizer)
                     signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0005, 0.01))
-                    trained(model, optimizer, 200)
+                    train(model, optimizer, 200)
             except KeyboardInterrupt:
                 interrupts += 1
         assert left(model, optimizer) == []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from shiftscope.capture.mean_inputs import MeanImages
+from shiftscope.capture.mean_images import MeanImages
 from shiftscope.capture.site_state import SiteState
 from shiftscope.record import SiteInfo
 

@@ -12,6 +12,7 @@ from tally_support import READERS, read_by
 from torch import Tensor, nn
 
 import shiftscope as ss
+from shiftscope.archive import dump_trace
 from shiftscope.capture import ledger
 from shiftscope.tally import RowSample
 
@@ -246,7 +247,7 @@ def test_the_first_step_of_a_value_that_is_not_finite() -> None:
     records = probe.trace.last.records
     assert records["5"].lost_since == {"grad_z": 4, "grad_a": 4, "a": 5, "z": 5}
     assert records["0"].lost_since == {"grad_z": 4, "z": 5}  # its data stay finite
-    again = ss.Trace.parse(probe.trace._dump(), "again").last.records
+    again = ss.Trace.parse(dump_trace(probe.trace), "again").last.records
     assert again["5"].lost_since == records["5"].lost_since
     found = next(f for f in ss.diagnose(probe.trace) if f.cause == "non_finite")
     assert "appeared at step 4 (train), first in 5, stream grad_z" in found.title

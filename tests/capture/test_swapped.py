@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -58,7 +59,97 @@ def test_a_layer_of_another_form_is_a_place_of_its_own() -> None:
         model.append(nn.Linear(8, 3))
         trained(model, probe)
     got = counts(probe.snapshot())
-    assert got == {"0": 18, "1": 18, "2": 18, "3": 36, "0.2": 18, "1.2": 18, "2.2": 18, "4": 18}
+    assert got == {"0": 18, "1": 18, "2": 18, "3": 36, "0~2": 18, "1~2": 18, "2~2": 18, "4": 18}
+
+
+KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "activation": lambda old: nn.ReLU(),
+    "narrower": lambda old: nn.Sequential(nn.Linear(16, 4), nn.Linear(4, 16)),
+    "wrapped": lambda old: Adapted(old),
+    "children of the same form": lambda old: nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU()),
+}
+
+
+class Adapted(nn.Module):
+    """A layer with a low-rank one beside it."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self.down, self.up = base, nn.Linear(16, 2), nn.Linear(2, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x) + self.up(self.down(x))
+        return out
+
+
+def swapped_twice(kind: str, sites: Any = "*") -> ss.Trace:
+    """Layer 2 becomes an activation after two steps, and something else after two more."""
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Linear(16, 3))
+    with ss.watch(model, every=1, window=1, sites=sites) as probe:
+        trained(model, probe)
+        old, model[2] = model[2], nn.ReLU()
+        trained(model, probe)
+        model[2] = KINDS[kind](old)
+        trained(model, probe)
+    return probe.trace
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_of_another_kind_has_a_name_that_no_child_can_have(kind: str) -> None:
+    trace = swapped_twice(kind)
+    names = [list(window.snapshot.sites["site"]) for window in trace]
+    last = {
+        "activation": ["2~2"],
+        "narrower": ["2.0", "2.1"],
+        "wrapped": ["2.base", "2.down", "2.up"],
+        "children of the same form": ["2.0", "2.1", "2.2"],
+    }
+    assert names[0] == names[1] == ["0", "1", "2", "3"]
+    assert names[2] == names[3] == ["0", "1", "2~2", "3"]
+    assert names[4] == names[5] == ["0", "1", *last[kind], "3"]
+    own = trace.sites[trace.sites["site"] == "2~2"]
+    assert own["kind"].unique().tolist() == ["activation"]
+    assert own["step"].tolist() == ([2, 3, 4, 5] if kind == "activation" else [2, 3])
+    assert counts(trace.merge())["2"] == 18
+    assert not any(window.snapshot.gaps for window in trace)
+
+
+@pytest.mark.parametrize("sites", ["2", ["2"], "[2]", "2*"])
+def test_a_pattern_that_keeps_a_place_keeps_its_further_forms(sites: Any) -> None:
+    windows = [set(window.snapshot.records) for window in swapped_twice("activation", sites)]
+    assert windows == [{"2"}] * 2 + [{"2~2"}] * 4
+
+
+def test_one_form_may_be_kept_alone() -> None:
+    model = mlp()
+    with pytest.warns(UserWarning, match="no site matches"):
+        probe = ss.watch(model, every=1, sites="2~2")
+    with probe:
+        trained(model, probe)
+        model[2], model[3] = nn.Linear(16, 4), nn.Identity()
+        trained(model, probe)
+    assert counts(probe.snapshot()) == {"2~2": 18}
+
+
+def test_a_trace_tells_where_no_site_has_the_name_that_was_asked_for_any_more() -> None:
+    trace = swapped_twice("wrapped", "2")
+    assert trace.steps == (0, 1, 2, 3)
+    reason, remedy = trace.missed["train"]
+    assert reason == "no site matches ['2']"
+    assert "did you mean '2.*'? sites are named like: 0, 1, 3, 2.base" in remedy
+
+
+def test_the_empty_calls_of_another_form_are_its_own() -> None:
+    model = mlp()
+    with ss.watch(model, every=1) as probe:
+        trained(model, probe)
+        model[2], model[3] = nn.ReLU(), nn.Identity()
+        trained(model, probe, 1)
+        model(torch.randn(0, 12)).sum().backward()
+        probe.step()
+    notes = {name: record.notes for name, record in probe.snapshot().records.items()}
+    assert notes["2~2"] == notes["0"] == ("1 further call had no rows",)
+    assert notes["2"] == notes["3"] == ()
 
 
 def test_hooks_follow_the_modules_and_leave_the_old_ones() -> None:

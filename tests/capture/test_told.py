@@ -98,9 +98,10 @@ def test_layers_that_run_under_no_grad_by_themselves_are_listed() -> None:
 
     snapshot = watched(mlp()[:3], run)
     assert list(snapshot.records) == ["2"]
-    ((path, reason),) = snapshot.gaps
+    (path, reason), uncalled = snapshot.gaps
     assert path == "0"
     assert "another phase" in reason
+    assert uncalled == ("1", "not called")
     assert snapshot.coverage["parameters"] == {"seen": 16 * 8, "total": 12 * 16 + 16 * 8}
 
 

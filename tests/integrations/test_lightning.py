@@ -106,6 +106,35 @@ def test_every_step_is_measured_and_training_is_equal(tmp_path: Path) -> None:
     assert not watched[0]._forward_hooks
 
 
+class ByLbfgs(Module):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=4)
+
+
+def test_a_step_that_evaluates_its_closure_several_times_is_one(tmp_path: Path) -> None:
+    watching = LightningWatch(every=1, window=1)
+    trainer = trainer_of(tmp_path, watching)
+    trainer.fit(ByLbfgs(network()), data())
+    assert trainer.global_step == 6
+    assert watching.trace.steps == (*range(6),)
+    assert {w.snapshot.records["net.0"].samples for w in watching.trace} == {8}
+
+
+class ByItself(Module):
+    """Brings no optimizer of torch's: Lightning tells when the gradients are there."""
+
+    def configure_optimizers(self) -> Any:
+        return None
+
+
+def test_a_module_without_an_optimizer_is_trained_on(tmp_path: Path) -> None:
+    watching = LightningWatch(every=1)
+    with pytest.warns(UserWarning, match="no optimizer"):
+        trainer_of(tmp_path, watching).fit(ByItself(network()), data())
+    assert watching.probe is not None
+    assert not watching.probe.attached
+
+
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
     callback = LightningWatch(every=1, window=1)
     fit(network(), tmp_path, callback, accumulate_grad_batches=3)

@@ -18,13 +18,8 @@ from torch.nn import functional as F
 import shiftscope as ss
 from shiftscope.comparison import Comparison
 from shiftscope.errors import UsageError
-from shiftscope.reporting.comparison import (
-    Outlook,
-    comparison_page,
-    comparison_sentence,
-    comparison_table,
-    write_comparison,
-)
+from shiftscope.reporting.comparison import comparison_page, write_comparison
+from shiftscope.reporting.comparison_rows import Outlook, comparison_sentence, comparison_table
 
 EVIL = "<script>alert(1)</script>\x1b[31m"
 

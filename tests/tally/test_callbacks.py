@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.tally import native
-from shiftscope.tally.device import Page
+from shiftscope.tally.device_pages import Page
 
 pytestmark = pytest.mark.skipif(not native.built(), reason="the compiled part was not built")
 CPU = torch.device("cpu")

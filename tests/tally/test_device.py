@@ -11,7 +11,8 @@ from tally_support import interpret_triton, naive
 from torch import Tensor
 
 from shiftscope.tally import device, launches, native
-from shiftscope.tally.device import DeviceReader, DeviceRecord
+from shiftscope.tally.device import DeviceReader
+from shiftscope.tally.device_record import DeviceRecord
 from shiftscope.tally.launches import Launch
 
 CPU = torch.device("cpu")

@@ -13,7 +13,8 @@ from tally_support import interpret_triton
 from torch import Tensor
 
 from shiftscope.tally import driver, launches, native
-from shiftscope.tally.device import DeviceReader, DeviceRecord
+from shiftscope.tally.device import DeviceReader
+from shiftscope.tally.device_record import DeviceRecord
 from shiftscope.tally.launches import Launches
 
 CPU = torch.device("cpu")
