@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import shiftscope
+from shiftscope.capture.copies import twin
 from shiftscope.capture.visits import untouched
 from shiftscope.errors import LoadError, UsageError
 from shiftscope.fix.candidates import Candidate, candidate
@@ -107,9 +108,7 @@ def _refuse_broken(model: Module) -> None:
 
 def _applied(item: Prescription, model: Any, batch: Any) -> Any:
     """A copy with the fix baked in: the original is still needed to compare outputs."""
-    import copy
-
-    fixed = copy.deepcopy(model)
+    fixed: Any = twin(model)
     if item.fix is not None:
         item.fix.apply(fixed, batch)
     release(fixed)

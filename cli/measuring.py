@@ -50,7 +50,7 @@ def measure(arguments: argparse.Namespace, update: Update) -> Snapshot:
     update("reading the checkpoint", 0, 0)
     checkpoint = _checkpoint(arguments)
     if arguments.data is None:
-        return weights_only(checkpoint.state, _origin(checkpoint))
+        return weights_only(checkpoint.state, _origin(checkpoint), checkpoint.left_out)
     loaded = _load(arguments, checkpoint, update)
     return run(arguments, loaded, loaded.model, update)
 

@@ -162,6 +162,11 @@ def compare(before: Any, after: Any, thresholds: Thresholds | None = None) -> Co
         ['0', '1']
     """
     old, new = _snapshot_of(before, "before"), _snapshot_of(after, "after")
+    if not old.records and not new.records:
+        raise UsageError(
+            "neither of the two holds a site: nothing was measured in them",
+            "measure with a model and data (--model, --data): see their gaps for what could not be",
+        )
     if not set(_keys(old)) & set(_keys(new)):
         raise UsageError(
             f"the two share no site ({_some(old)} in one, {_some(new)} in the other)",

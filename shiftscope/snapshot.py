@@ -86,6 +86,14 @@ class Snapshot:
         """Refuse what holds no records, such as a model."""
         expect("records", self.records, Mapping, remedy="ss.analyze, ss.watch and ss.load give one")
 
+    def __repr__(self) -> str:
+        """How many sites, samples and gaps: the numbers themselves fill pages."""
+        counts = [(len(self.records), "site"), (len(self.gaps), "gap")]
+        told = [f"{count} {what}{'s' * (count != 1)}" for count, what in counts if count]
+        samples = self.manifest.get("samples")
+        told += [f"{samples} samples"] if samples else []
+        return f"Snapshot({', '.join(told) or 'empty'})"
+
     @cached_property
     def quantiles(self) -> Mapping[str, Mapping[str, Array]]:
         """Quantiles ``[5, neurons]`` by site and stream: those saved, or from the samples."""

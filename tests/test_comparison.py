@@ -112,6 +112,8 @@ def test_the_last_window_of_a_trace_counts(both: tuple[ss.Snapshot, ss.Snapshot]
 
 def test_networks_without_a_common_site_are_refused(both: tuple[ss.Snapshot, ss.Snapshot]) -> None:
     other = ss.analyze(nn.ModuleDict({"x": nn.Linear(4, 4)})["x"], [torch.rand(8, 4)])
+    with pytest.raises(UsageError, match="neither of the two holds a site"):
+        ss.compare(ss.Snapshot({}), ss.Snapshot({}))
     with pytest.raises(UsageError, match="share no site"):
         ss.compare(both[0], other)
     with pytest.raises(UsageError, match="unknown level"):

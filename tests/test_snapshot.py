@@ -45,6 +45,13 @@ def test_a_saved_snapshot_is_the_same(tmp_path: Path) -> None:
             np.testing.assert_array_equal(after.pictures[site][key], values)
 
 
+def test_what_is_printed_of_one_is_short() -> None:
+    whole = snapshot()
+    assert repr(whole) == "Snapshot(3 sites, 300 samples)"
+    assert repr(ss.Snapshot({}, (("rnn", "fused"),))) == "Snapshot(1 gap)"
+    assert len(repr(ss.compare(whole, whole))) < 5000
+
+
 def test_tables_survive_a_thinned_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "SAMPLE_BUDGET", 4000)
     before = snapshot()

@@ -31,6 +31,11 @@ class ActivationOp:
     elementwise: bool = True
     dim: int | None = None
 
+    @property
+    def may_be_code(self) -> bool:
+        """Whether it also encodes positions and times: an activation only behind a layer."""
+        return self.op == "sin"
+
 
 @dataclass(frozen=True)
 class _Spelling:

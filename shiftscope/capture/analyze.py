@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,10 +22,11 @@ from shiftscope.capture.arguments import (
 )
 from shiftscope.capture.batches import Batch, Score, as_batch, blaming, loss_of
 from shiftscope.capture.choice import matching, no_match, patterns_of
+from shiftscope.capture.copies import twin
 from shiftscope.capture.coverage import coverage, forward_flops, missing
 from shiftscope.capture.graph import reaches
 from shiftscope.capture.pictures import pictures
-from shiftscope.capture.placement import device_of, existing, float_dtype
+from shiftscope.capture.placement import device_of, existing, float_dtype, place
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
@@ -226,7 +226,9 @@ def _placed(model: nn.Module, dtype: torch.dtype | None, device: torch.device | 
     if not moves and dtype in (None, current):
         return model
     try:
-        return copy.deepcopy(model).to(device=target, dtype=dtype or current)
+        other = twin(model)
+        place(other, target if moves else None, dtype)
+        return other
     except (RuntimeError, TypeError, AssertionError) as error:
         raise MeasureError(
             f"the model cannot be copied to {target}: {str(error).splitlines()[0]}",

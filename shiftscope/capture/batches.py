@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from shiftscope.capture.placement import in_precision
 from shiftscope.errors import DataError, MeasureError, ShiftscopeError
 
 __all__ = ["Batch", "Score", "as_batch", "blaming", "loss_of"]
@@ -87,7 +88,8 @@ def as_batch(item: Any, with_target: bool, model: nn.Module | None = None) -> Ba
 
     Args:
         item: A tensor; ``(x, y)`` or ``(x1, ..., y)``; ``(x,)``; or a mapping of keyword inputs.
-        with_target: Whether a loss wants the last of several items as its target.
+        with_target: Whether a loss wants the last of several items as its target. Without one it
+            is left aside where the model cannot take it.
         model: What will be run. Where it takes several inputs, an ``x`` that is a tuple or a
             mapping of them is taken apart; elsewhere it is passed on as it is.
 
@@ -106,12 +108,13 @@ def as_batch(item: Any, with_target: bool, model: nn.Module | None = None) -> Ba
             return Batch(*_inputs_for(model, item[0]))
         if len(item) == 2:
             return Batch(*_inputs_for(model, item[0]), item[1], paired=True)
-        if with_target:
+        if with_target or _has_one_too_many(model, item):
             return Batch(tuple(item[:-1]), {}, item[-1], paired=True)
         return Batch(tuple(item), {})
     raise DataError(
         f"a batch is a tensor, (x, y) or a mapping of tensors; got {type(item).__name__}",
-        "let the data iterable yield tensors or tuples of tensors (a DataLoader does)",
+        "let the data iterable yield tensors or tuples of tensors (a DataLoader does); an object "
+        "of another kind that the model takes is given as x of (x, y), or (x, None) without a loss",
     )
 
 
@@ -220,12 +223,23 @@ def _classifier(output: Any, target: Any) -> tuple[Tensor | None, Tensor | None]
     return (logits, target) if fits and logits.shape[1] > 1 else (None, None)
 
 
+def _has_one_too_many(model: nn.Module | None, items: Iterable[Any]) -> bool:
+    """Whether a model takes all of some items but the last."""
+    takes = _signature(model)
+    given = tuple(items)
+    return takes is not None and not _binds(takes, given) and _binds(takes, given[:-1])
+
+
+def _signature(model: nn.Module | None) -> inspect.Signature | None:
+    try:
+        return inspect.signature(model.forward) if model is not None else None
+    except (TypeError, ValueError):  # a compiled or scripted forward may tell nothing
+        return None
+
+
 def _inputs_for(model: nn.Module | None, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword inputs: ``x`` itself, or its parts where the model takes those."""
-    try:
-        takes = inspect.signature(model.forward) if model is not None else None
-    except (TypeError, ValueError):  # a compiled or scripted forward may tell nothing
-        takes = None
+    takes = _signature(model)
     if takes is None or isinstance(x, Tensor):
         return (x,), {}
     if isinstance(x, Mapping):
@@ -286,7 +300,7 @@ def _moved_leaf(value: Any, device: torch.device, dtype: torch.dtype | None) -> 
     if isinstance(value, Tensor):
         # An inference tensor cannot enter a graph; its copy made outside of inference mode can.
         value = value.clone() if value.is_inference() else value
-        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        return value.to(device) if dtype is None else in_precision(value.to(device), dtype)
     mover = getattr(value, "to", None)
     return mover(device) if callable(mover) and not isinstance(value, nn.Module) else value
 

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from shiftscope.errors import MeasureError, UsageError
 
-__all__ = ["copied", "fresh", "needs_closure", "optimizer_for", "preserved_generators"]
+__all__ = ["copied", "fresh", "needs_closure", "optimizer_for", "preserved_generators", "twin"]
 
 Factory = Callable[[list[nn.Parameter]], Optimizer]
 
@@ -50,13 +50,8 @@ def copied(
         UsageError: The optimizer holds no parameter of this model.
     """
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        # An older weight norm keeps the effective weight, a node of the last graph, as attribute.
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
     try:
-        twin = copy.deepcopy(model, memo)
+        other = twin(model, memo)
     except Exception as error:
         words = str(error).strip().splitlines()
         raise MeasureError(
@@ -68,7 +63,27 @@ def copied(
         optimizer = _twin_of(optimizer, memo)
     if isinstance(loss_fn, nn.Module):
         loss_fn = copy.deepcopy(loss_fn, memo)
-    return twin, optimizer, loss_fn
+    return other, optimizer, loss_fn
+
+
+def twin(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy of a model, of scripted ones and of those that keep parts of a graph too.
+
+    Args:
+        model: The model.
+        memo: As of ``copy.deepcopy``.
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        # An older weight norm keeps the effective weight, a node of the last graph, as attribute.
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    with torch.no_grad():  # else the parameters of scripted copies are nodes of a graph
+        other = copy.deepcopy(model, memo)
+    for mine, its in zip(model.parameters(), other.parameters(), strict=False):
+        its.requires_grad_(mine.requires_grad)
+    return other
 
 
 def optimizer_for(model: nn.Module, optimizer: Optimizer | Factory | None) -> Optimizer:

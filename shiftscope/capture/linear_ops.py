@@ -226,9 +226,12 @@ def _matmul(
     weights = _weights((left, right), is_weight)
     if weights == [False, True] and right.dim() == 2:
         return LinearOp("matmul", left, right, None, -1, -1, _transposed, batched=left.dim() > 1)
-    if weights == [True, False] and left.dim() == 2 and right.dim() == 2:
-        # W @ X with samples in columns
-        return LinearOp("matmul", right, left, None, 0, 0, _as_is, batched=False, core=False)
+    if weights == [True, False] and left.dim() == 2 and right.dim():
+        # W @ X with samples in columns, or a stack of such; or W @ x
+        place = max(0, right.dim() - 2)
+        return LinearOp(
+            "matmul", right, left, None, place, place, _as_is, batched=right.dim() > 2, core=False
+        )
     return None
 
 

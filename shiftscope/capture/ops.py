@@ -90,6 +90,8 @@ class Ops(Seen):
             if op is not None and may_be_signal(op.x):
                 self._pass_over(run, frame, op)
             return func(*args, **kwargs)
+        if op.may_be_code and run.trail.marks(op.x) is None:
+            return func(*args, **kwargs)
         recorder, counted = run.recorder, dict(frame.counts)
         site = self.names.activation(frame, op.op)
         state, z = recorder.states.get(site) if run.recomputing else None, None

@@ -19,7 +19,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """Restore modes, buffers, gradients, requires_grad flags and all random generators on exit.
 
     Buffers keep their identity: values are copied back into the same tensors, and only where they
-    changed. Parameters are not copied, since measuring does not change them.
+    changed. Parameters are not copied, since measuring does not change them. Tensors that forward
+    kept as plain attributes (weights under ``torch.nn.utils.weight_norm``, pruned ones, outputs)
+    hold no graph of the measurement, which would keep memory and forbid ``copy.deepcopy``.
 
     Args:
         model: The model that is about to be run.
@@ -30,6 +32,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, tensor in list(module._buffers.items())
     ]
+    attributes = [(module, _attributes(module)) for module in model.modules()]
     parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     try:
         with preserved_rng():
@@ -39,6 +42,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
             module.training = training
         for buffer in buffers:
             buffer.restore()
+        for module, tensors in attributes:
+            _restore_attributes(module, tensors)
         for parameter, grad, requires_grad in parameters:
             parameter.grad = grad
             if parameter.requires_grad != requires_grad:
@@ -60,6 +65,18 @@ def preserved_rng() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
         np.random.set_state(legacy)  # noqa: NPY002
         random.setstate(python)
+
+
+def _attributes(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors that are neither parameters nor buffers."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+
+
+def _restore_attributes(module: nn.Module, before: dict[str, Tensor]) -> None:
+    """Put back, or detach, what carries a graph now; other attributes are the model's own state."""
+    for name, value in _attributes(module).items():
+        if value.grad_fn is not None and value is not before.get(name):
+            vars(module)[name] = before.get(name, value.detach())
 
 
 class _Buffer:

@@ -32,6 +32,8 @@ _WRAPPER_SEGMENTS = re.compile(
 )
 _FORM = re.compile(r"~\d+$")
 _ACTIVATION_HOME = "torch.nn.modules.activation"
+_OWN = ""
+"""Stands for a layer's own map among the counts of a call."""
 _LAYERS = (nn.Linear, nn.Bilinear, _ConvNd)
 
 
@@ -136,6 +138,9 @@ class Names:
         owner = self.owner_of(weight)
         if owner is not None and owner[1] == "weight":
             return owner[0]
+        if owner is None and frame.path and _computes(frame, weight):
+            frame.counts[_OWN] = 1
+            return frame.path
         return self._function(frame, op)
 
     def activation(self, frame: Frame, op: str) -> str:
@@ -153,9 +158,14 @@ class Names:
         return found if found is not None or base is None else self.owners.get(id(base))
 
     def carriers(self, frame: Frame, weight: Tensor) -> set[str]:
-        """Paths of the module that runs and of the one that owns the weight."""
+        """Paths of the module that owns the weight and of the one that runs, if it has it too."""
         owner = self.owner_of(weight)
-        return {frame.path} if owner is None else {frame.path, owner[0]}
+        if owner is None:
+            return {frame.path}
+        # A module that runs the weight of another one may have weights of its own to tell of.
+        held = weight if weight._base is None else weight._base
+        own = any(held is parameter for parameter in frame.module._parameters.values())
+        return {frame.path, owner[0]} if own else {owner[0]}
 
     def lasts(self, weight: Tensor) -> bool:
         """Whether a weight is held by its module when nothing runs; else it may be freed then."""
@@ -197,6 +207,16 @@ def _holds(module: nn.Module, weight: Tensor) -> bool:
         return weight is former
     parametrizations = module._modules.get("parametrizations")
     return parametrizations is not None and "weight" in parametrizations._modules
+
+
+def _computes(frame: Frame, weight: Tensor) -> bool:
+    """Whether a layer runs its weight as it computes it anew (standardised, masked), once a call.
+
+    Its own kind of layer is meant: the class is one of torch's, with another forward.
+    """
+    own = frame.module._parameters.get("weight")
+    fits = isinstance(frame.module, _LAYERS) and own is not None and own.shape == weight.shape
+    return fits and not isinstance(weight, nn.Parameter) and _OWN not in frame.counts
 
 
 def _held(module: nn.Module) -> list[Tensor]:

@@ -16,7 +16,7 @@ from shiftscope.capture.batches import Batch, Score, as_batch, blaming, loss_of
 from shiftscope.capture.copies import copied, fresh, needs_closure, optimizer_for
 from shiftscope.capture.coverage import coverage, missing
 from shiftscope.capture.pictures import pictures
-from shiftscope.capture.placement import device_of, existing, float_dtype
+from shiftscope.capture.placement import device_of, existing, float_dtype, place
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder, Settings
 from shiftscope.errors import DataError, MeasureError
@@ -181,7 +181,7 @@ class TrialRun:
 
 def _place(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
     try:
-        module.to(device=device, dtype=dtype)
+        place(module, device, dtype)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         words = (str(error).splitlines() or [""])[0]
         raise MeasureError(

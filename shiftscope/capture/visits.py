@@ -110,6 +110,8 @@ class _Stop:
         x = args[0] if args else kwargs.get("input")
         if self.path in self.reached or not isinstance(x, Tensor) or not isinstance(output, Tensor):
             return None
+        if x.numel() == 0:  # an expert that no token was sent to
+            return None
         self.reached.add(self.path)
         if self.visit(self.path, module, x, output):
             return module.forward(*args, **kwargs)

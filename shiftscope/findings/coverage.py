@@ -24,12 +24,15 @@ def coverage(reading: Reading, thresholds: Thresholds) -> Finding | None:
     """
     gaps = tuple(reading.snapshot.gaps)
     backward = any(known(row.get("grad_z_var")) for row in reading.linear)
+    if not reading.rows:  # where no site was seen, a loss does not help
+        backward = bool(reading.snapshot.manifest.get("gradients"))
     seen = seen_share(reading.snapshot.coverage, "parameters")
     partly = seen is not None and seen < 1.0
     if not gaps and backward and not partly:
         return None
     parts = [f"{len(gaps)} module{'s' if len(gaps) > 1 else ''}"] if gaps else []
-    forward = any(known(row.get("z_mean")) for row in reading.rows) or not reading.rows
+    empty = not reading.rows and not reading.snapshot.manifest.get("weights_only")
+    forward = any(known(row.get("z_mean")) for row in reading.rows) or empty
     parts += [] if forward else ["signals"]
     parts += [] if backward else ["gradients"]
     parts = parts or ["some parameters"]

@@ -163,6 +163,8 @@ def _all_clear(findings: Sequence[Finding], measured: Snapshot | Trace) -> str:
     places = counted(len(reading.rows), "site")
     shares = any(known(row.get("shift_share")) for row in reading.rows)
     backward = any(known(row.get("grad_z_var")) for row in reading.linear)
+    if not reading.rows and measured.manifest.get("weights_only"):
+        return "Nothing was measured: no weights were found that can be read."
     if not reading.rows:
         return "Nothing was measured: no linear map and no activation function was seen."
     if not shares:

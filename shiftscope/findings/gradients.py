@@ -5,7 +5,7 @@ from __future__ import annotations
 from shiftscope.findings.advice import backward_excess, ops_of
 from shiftscope.findings.finding import Evidence, Finding
 from shiftscope.findings.profile import FATAL, Profile
-from shiftscope.findings.reading import Reading, known
+from shiftscope.findings.reading import Reading, Row, known
 from shiftscope.findings.thresholds import Thresholds
 
 __all__ = ["exploding_gradient", "vanishing_gradient"]
@@ -93,23 +93,50 @@ def exploding_gradient(reading: Reading, thresholds: Thresholds) -> Finding | No
 
 def _cut_off(reading: Reading, thresholds: Thresholds) -> Finding:
     silent = reading.silent
+    zeros = _zero_layers_behind(reading, {str(row["site"]) for row in silent})
     return Finding(
         cause="vanishing_gradient",
-        severity="critical",
+        severity="watch" if zeros else "critical",
         title=f"No gradient reaches {len(silent)} of {len(reading.hidden)} hidden layers",
         sites=tuple(str(row["site"]) for row in silent),
         evidence={"sites_without_gradient": Evidence(len(silent), unit="sites")},
         threshold=("total_decay", thresholds.total_decay),
         source=thresholds.source("total_decay"),
         explanation=(
-            "Every entry of ∇z is exactly zero there, while later layers have a gradient: the "
+            f"Every entry of ∇z is exactly zero there: the weights right behind are all zero (at "
+            f"{_some(zeros)}), and pass nothing back."
+            if zeros
+            else "Every entry of ∇z is exactly zero there, while later layers have a gradient: the "
             "units behind are dead or saturated, or the values fell below float resolution."
         ),
         advice=(
-            "Measure again in double precision (dtype=float64) to tell underflow from dead units; "
-            "then treat the layer right behind the first one that is cut off."
+            "Heads and low-rank updates are often initialised with zeros: the first step ends it "
+            "(see the run: ss.trial, --trial). In a trained network these layers have not moved: "
+            "check that the optimizer holds them."
+            if zeros
+            else "Measure again in double precision (dtype=float64) to tell underflow from dead "
+            "units; then treat the layer right behind the first one that is cut off."
         ),
     )
+
+
+def _zero_layers_behind(reading: Reading, silent: set[str]) -> tuple[str, ...]:
+    """Layers of zeros that explain every site without a gradient; none if one is not explained."""
+    found: dict[str, None] = {}
+    behind: Row | None = None
+    for row in reversed(reading.linear):
+        if str(row["site"]) not in silent:
+            behind = row
+        elif behind is None or behind.get("eta") != 0.0:
+            return ()
+        else:
+            found[str(behind["site"])] = None
+    return tuple(reversed(found))
+
+
+def _some(sites: tuple[str, ...]) -> str:
+    more = len(sites) - 1
+    return sites[0] + (f" and {more} other{'s' * (more > 1)}" if more else "")
 
 
 def _level(decay: Profile, limit: float, errors: float) -> str:

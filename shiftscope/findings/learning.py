@@ -146,10 +146,12 @@ def _spread(reading: Reading, row: Row) -> _Spread | None:
     fan_in = int(row["fan_in"])
     bias = np.abs(np.asarray(frame["bias"], dtype=np.float64)) * math.sqrt(fan_in)
     known_bias = bias[np.isfinite(bias)]
+    mean = float(np.mean(norms**2))
     return _Spread(
         ratio=initial_spread(norms**2, fan_in),
-        relative=float(np.var(norms**2) / np.mean(norms**2) ** 2 * fan_in / 2),
-        mean=float(np.mean(norms**2)),
+        # Rows of zeros, as heads are often initialised, are all alike.
+        relative=float(np.var(norms**2) / mean**2 * fan_in / 2) if mean > 0 else 0.0,
+        mean=mean,
         neurons=len(norms),
         fan_in=fan_in,
         bias=float(known_bias.max()) if known_bias.size else 0.0,

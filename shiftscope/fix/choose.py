@@ -14,7 +14,7 @@ from shiftscope.errors import UsageError
 from shiftscope.fix.unroll import LINEAR_MAPS
 from shiftscope.given import expect, shown
 
-__all__ = ["Sites", "choose", "obstacle"]
+__all__ = ["Sites", "called", "choose", "obstacle"]
 
 Sites = str | Iterable[str] | Callable[[str, nn.Module], bool]
 """Glob pattern(s) on module paths, or a predicate on (path, module)."""
@@ -58,7 +58,7 @@ def obstacle(model: nn.Module, module: nn.Module) -> str:
     if not isinstance(module, LINEAR_MAPS):
         if isinstance(module, nn.MultiheadAttention):
             return "the fused in-projection is three maps in one tensor (out_proj is its own site)"
-        return f"{type(module).__name__} is neither nn.Linear nor a convolution"
+        return f"{called(module)} is neither nn.Linear nor a convolution"
     parameters = dict(_own_weights(module))
     weight = parameters.get("weight")
     if isinstance(weight, UninitializedParameter):
@@ -73,6 +73,17 @@ def obstacle(model: nn.Module, module: nn.Module) -> str:
     if len(owners) > 1:
         return f"its weight is shared by {', '.join(owners)}"
     return ""
+
+
+def called(module: nn.Module) -> str:
+    """The class of a module, with its package where torch has another one of that name.
+
+    Args:
+        module: The module.
+    """
+    kind = type(module)
+    foreign = hasattr(nn, kind.__name__) and not kind.__module__.startswith("torch.nn")
+    return f"{kind.__module__}.{kind.__name__}" if foreign else kind.__name__
 
 
 def _patterns(sites: Sites) -> list[str] | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shiftscope.capture.visits import walk
 from shiftscope.errors import UsageError
 from shiftscope.fix.attach import method_of, scale_
-from shiftscope.fix.choose import Sites, choose
+from shiftscope.fix.choose import Sites, called, choose
 from shiftscope.fix.factors import bias_of, neuron_factors, pooled_factor, refuse_dead
 from shiftscope.fix.means import neuron_rows
 from shiftscope.fix.unroll import LINEAR_MAPS, Unroll
@@ -234,7 +234,7 @@ def _treat_all(
     """Treat the chosen layers in order of execution; put every parameter back if one fails."""
     done: list[Rescaled] = []
     chosen = choose(model, sites)
-    layers = [(path, layer) for path, layer in chosen if isinstance(layer, LINEAR_MAPS)]
+    layers = [(path, layer) for path, layer in chosen if not _obstacle(layer)]
     saved = [(p, p.detach().clone()) for _, layer in layers for p in layer.parameters()]
 
     def visit(path: str, layer: nn.Module, x: Tensor, z: Tensor) -> bool:
@@ -253,13 +253,17 @@ def _treat_all(
     return done + [_left(path, layer) for path, layer in chosen if path not in reached]
 
 
+def _obstacle(layer: nn.Module) -> str:
+    """Why a layer cannot be treated; empty if it can."""
+    if not isinstance(layer, LINEAR_MAPS):
+        return f"{called(layer)} is neither nn.Linear nor a convolution"
+    if any(p.is_complex() for p in layer.parameters()):
+        return "complex weights: variances of complex numbers are not defined here"
+    return ""
+
+
 def _left(path: str, layer: nn.Module) -> Rescaled:
-    known = isinstance(layer, LINEAR_MAPS)
-    reason = (
-        "the batch never called it as a layer"
-        if known
-        else f"{type(layer).__name__} is neither nn.Linear nor a convolution"
-    )
+    reason = _obstacle(layer) or "the batch never called it as a layer"
     return Rescaled(path, torch.ones(()), torch.tensor(math.nan), 0, reason)
 
 

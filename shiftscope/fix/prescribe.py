@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from shiftscope.capture.analyze import analyze
 from shiftscope.capture.batches import as_batch
+from shiftscope.capture.copies import twin
 from shiftscope.capture.sites import unwrapped
 from shiftscope.capture.visits import untouched
 from shiftscope.errors import DataError, MeasureError, UsageError
@@ -169,7 +169,7 @@ def predict(
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return twin(model)
     except (RuntimeError, TypeError) as error:
         raise MeasureError(
             f"the model cannot be copied: {str(error).splitlines()[0]}",

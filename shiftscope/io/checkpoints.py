@@ -24,6 +24,8 @@ from shiftscope.io.unwrap import Candidate, find_states, plain_values, strip_pre
 
 __all__ = ["Checkpoint", "load_checkpoint"]
 
+_COUNTER = "n_averaged"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -31,12 +33,14 @@ class Checkpoint:
 
     Attributes:
         path: The file or folder.
-        state: Name -> tensor on the CPU, in file order; names without wrapper prefixes.
+        state: Name -> tensor on the CPU, in file order (safetensors, which keep none: layer 2
+            before layer 10); names without wrapper prefixes.
         format: The format, by content.
         wrapping: What was taken off to get at the weights, "" for a plain state dict.
         choices: Names of all state dicts in the file, the chosen one first.
         extras: Small plain values beside the weights (epoch, accuracy, hyper_parameters, ...).
         notes: What the user should know: a choice made, entries left out.
+        left_out: Names of the entries beside the weights that are no tensors.
         program: The exported program of a ``.pt2`` file.
         module: The module of a whole-module pickle, read with ``trust_pickle``.
     """
@@ -48,6 +52,7 @@ class Checkpoint:
     choices: tuple[str, ...] = ()
     extras: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     program: torch.export.ExportedProgram | None = field(default=None, repr=False)
     module: torch.nn.Module | None = field(default=None, repr=False)
 
@@ -153,8 +158,10 @@ def _checkpoint(
         )
     chosen = _choose(path, candidates, prefer)
     notes += _told(chosen, [c for c in candidates if c is not chosen])
-    tensors, dropped = _usable(path, chosen.tensors)
-    names, prefixes = strip_prefixes(list(tensors))
+    tensors, dropped = _usable(path, _without_counter(chosen.tensors))
+    # Lightning writes no safetensors: there "model." is a part of the model.
+    wrapped = kind not in (Format.SAFETENSORS, Format.SHARDED)
+    names, prefixes = strip_prefixes(list(tensors), lightning=wrapped)
     steps = [chosen.route] if chosen.path else []
     steps += [f"prefix {prefix!r}" for prefix in prefixes]
     ordered = [chosen, *(c for c in candidates if c is not chosen)]
@@ -166,7 +173,21 @@ def _checkpoint(
         choices=tuple(candidate.name for candidate in ordered),
         extras=_beside(content, candidates),
         notes=tuple(notes + dropped),
+        left_out=tuple(_without(name, prefixes) for name in chosen.others),
     )
+
+
+def _without(name: str, prefixes: list[str]) -> str:
+    """A name without the wrapper prefixes that were taken off the names of tensors."""
+    for prefix in prefixes:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _without_counter(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the number that ``torch.optim.swa_utils.AveragedModel`` keeps beside its module."""
+    rest = {name: tensor for name, tensor in tensors.items() if name != _COUNTER}
+    return rest if rest and all(name.startswith("module.") for name in rest) else tensors
 
 
 def _beside(content: Any, candidates: list[Candidate]) -> dict[str, Any]:

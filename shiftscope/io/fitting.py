@@ -1,13 +1,15 @@
 """Putting weights into a model, all of them or none.
 
 A tensor that silently keeps its random initial value makes every number of a report wrong, so names
-and shapes must agree exactly. Only a wrapper prefix common to all names is repaired, and told.
+and shapes must agree exactly. Only a wrapper prefix common to all names is repaired, and told; and
+a tied tensor may stand in the file under one of its names, as safetensors files have it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from shiftscope.errors import LoadError
@@ -33,7 +35,11 @@ def fit(model: nn.Module, state: dict[str, Tensor], source: str) -> list[str]:
         LoadError: Names or shapes differ, listed; the model is then as it was.
     """
     wanted = model.state_dict()
-    matched, notes = _match_names(set(wanted), state)
+    tied = _other_names(model)
+    matched, notes = _match_names(set(wanted), tied, state)
+    _refuse_torn(type(model).__name__, source, matched, tied)
+    matched, filled = _filled(matched, tied)
+    notes += [f"{', '.join(filled)} read under the other name of a tied tensor"] if filled else []
     missing = [name for name in wanted if name not in matched and not _optional(name)]
     unexpected = [name for name in matched if name not in wanted]
     shapes = [
@@ -55,18 +61,58 @@ def fit(model: nn.Module, state: dict[str, Tensor], source: str) -> list[str]:
     return notes
 
 
-def _match_names(wanted: set[str], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def _match_names(
+    wanted: set[str], tied: dict[str, set[str]], state: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
     """The state under the model's names, where a shared prefix is all that differs."""
     required = {name for name in wanted if not _optional(name)}
-    if required <= set(state):
+
+    def complete(names: set[str]) -> bool:
+        return all(name in names or tied.get(name, set()) & names for name in required)
+
+    if complete(set(state)):
         return state, []
-    prefix = _first_part(wanted)
-    if prefix and required <= {prefix + name for name in state}:
-        return _renamed(state, prefix, ""), [f"prefix {prefix!r} put back before every name"]
+    # Of several first parts too: a tied head may be all that stands beside "model.".
+    for prefix in sorted({f"{name.partition('.')[0]}." for name in wanted if "." in name}):
+        if complete({prefix + name for name in state}):
+            return _renamed(state, prefix, ""), [f"prefix {prefix!r} put back before every name"]
     prefix = _first_part(state)
-    if prefix and required <= {name.removeprefix(prefix) for name in state}:
+    if prefix and complete({name.removeprefix(prefix) for name in state}):
         return _renamed(state, "", prefix), [f"prefix {prefix!r} taken off every name"]
     return state, []
+
+
+def _other_names(model: nn.Module) -> dict[str, set[str]]:
+    """For each name of a tied parameter its other names."""
+    groups: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), set()).add(name)
+    return {name: group - {name} for group in groups.values() for name in group if len(group) > 1}
+
+
+def _filled(
+    state: dict[str, Tensor], tied: dict[str, set[str]]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state with the names of tied tensors that it leaves out, and those names."""
+    found = {
+        name: state[next(iter(sorted(others & set(state))))]
+        for name, others in tied.items()
+        if name not in state and others & set(state)
+    }
+    return state | found, sorted(found)
+
+
+def _refuse_torn(
+    model: str, source: str, state: dict[str, Tensor], tied: dict[str, set[str]]
+) -> None:
+    """A tensor of the model cannot hold two of the file."""
+    for name, others in tied.items():
+        for other in sorted(others & set(state)):
+            if name in state and not torch.equal(state[name], state[other]):
+                raise LoadError(
+                    f"{name} and {other} are one tensor in {model} and differ in {source}",
+                    "build the model without tying them, as it was when it was saved",
+                )
 
 
 def _renamed(state: dict[str, Tensor], add: str, remove: str) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,8 +28,10 @@ def load_loss(
     Args:
         spec: ``cross_entropy`` (logits and class labels), ``nll`` (log-probabilities and class
             labels), ``mse``, ``bce`` (logits and targets in [0, 1]), ``none``, the user's own
-            ``file.py:function`` of (output, target), or None: chosen by the first target
-            (cross-entropy for integers, mean squared error for real numbers).
+            ``file.py:function`` of (output, target), or None: the ``loss`` of the output where
+            batches are mappings and the model gives one, else chosen by the first target
+            (cross-entropy for integers, mean squared error for real numbers). Of a mapping the
+            entry ``labels`` is the target; functions of the user's are given all of it.
         base: Folder for relative files; the working directory.
         folders: Further folders to look in (the checkpoint's).
 
@@ -44,7 +46,7 @@ def load_loss(
     if spec == "none":
         return None
     if spec in _LOSSES:
-        return _LOSSES[spec]
+        return _of_labels(_LOSSES[spec], spec)
     if ":" not in spec:
         raise UsageError(f"{spec!r} is no loss SPEC", f"use one of {FORMS}")
     found, shown = resolve(spec, [Path(base) if base is not None else Path.cwd(), *folders])
@@ -153,10 +155,34 @@ def bce(output: Any, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, fitted.to(logits.dtype))
 
 
-def _by_target(output: Any, target: Tensor) -> Tensor:
-    """Cross-entropy for class labels, mean squared error for real numbers."""
+def _by_target(output: Any, target: Any) -> Tensor:
+    """The model's own loss of a mapping; cross-entropy for labels, squared error for numbers."""
+    if isinstance(target, Mapping):
+        own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if isinstance(own, Tensor) and own.numel() == 1:
+            return own.reshape(())
+        target = _labels(target, "the loss that was chosen")
     real = isinstance(target, Tensor) and target.is_floating_point()
     return mse(output, target) if real else cross_entropy(output, target)
+
+
+def _of_labels(loss: LossFunction, name: str) -> LossFunction:
+    """A loss that takes its target out of a batch that is a mapping."""
+
+    def of_labels(output: Any, target: Any) -> Tensor:
+        return loss(output, _labels(target, name) if isinstance(target, Mapping) else target)
+
+    return of_labels
+
+
+def _labels(batch: Mapping[str, Any], name: str) -> Tensor:
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor):
+        raise DataError(
+            f"{name} needs an entry 'labels' in the batch, which has {', '.join(map(str, batch))}",
+            "add it, or give your own: --loss FILE.py:FUNCTION of (output, batch)",
+        )
+    return labels
 
 
 _LOSSES: dict[str, LossFunction] = {

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -95,7 +96,7 @@ def load_model(
     if checkpoint is not None:
         state = select(checkpoint.state, rest.partition("@")[2] if kind == "mlp" else "")
         notes = [*notes, *fit(model, state, checkpoint.path.name)]
-    return LoadedModel(model.eval(), description, tuple(notes))
+    return LoadedModel(_in_eval(model), description, tuple(notes))
 
 
 def _own_model(checkpoint: Checkpoint | None) -> LoadedModel:
@@ -112,6 +113,12 @@ def _program(path: Path, checkpoint: Checkpoint | None, trust_pickle: bool) -> L
     other = checkpoint is not None and checkpoint.path.resolve() != path
     notes = fit(model, checkpoint.state, checkpoint.path.name) if checkpoint and other else []
     return LoadedModel(model, f"exported program {path.name}", tuple(notes))
+
+
+def _in_eval(model: nn.Module) -> nn.Module:
+    with suppress(NotImplementedError):  # a module of an exported program has one mode only
+        model.eval()
+    return model
 
 
 _Built = tuple[nn.Module, str, list[str]]
@@ -157,14 +164,16 @@ def _hyper_parameters(checkpoint: Checkpoint | None) -> dict[str, Any]:
     return {}
 
 
-def _classes(checkpoint: Checkpoint | None) -> dict[str, int]:
-    """Outputs of the last matrix: what a fine-tuned classifier changed."""
-    matrices = [
-        tensor
-        for name, tensor in (checkpoint.state.items() if checkpoint is not None else ())
-        if tensor.ndim == 2 and name.endswith("weight")
-    ]
-    return {"num_classes": matrices[-1].shape[0]} if matrices else {}
+def _classes(model: nn.Module, checkpoint: Checkpoint | None) -> dict[str, int]:
+    """Outputs of the classifier in the file, where only they differ from a fresh model's."""
+    wanted, state = model.state_dict(), checkpoint.state if checkpoint is not None else {}
+    other = {
+        len(state[name])
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+        if state[name].dim() and state[name].shape[1:] == tensor.shape[1:]
+    }
+    return {"num_classes": other.pop()} if len(other) == 1 else {}
 
 
 def _zoo(
@@ -174,9 +183,10 @@ def _zoo(
 
     def from_zoo(name: str, checkpoint: Checkpoint | None, _: Sequence[Path]) -> _Built:
         module = _optional_package(package)
-        options = _classes(checkpoint)
         try:
-            model = build(module, name, options)
+            model = build(module, name, {})
+            options = _classes(model, checkpoint)
+            model = build(module, name, options) if options else model
         except Exception as error:
             # Both packages raise their own types for unknown names
             lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -184,7 +194,7 @@ def _zoo(
                 f"{package} cannot build {name!r}: {lines[0]:.200}",
                 f"see the list of models of {package}",
             ) from None
-        told = [f"{key}={value} read from the last matrix" for key, value in options.items()]
+        told = [f"{key}={value} read from the weights" for key, value in options.items()]
         return model, f"{package} {name}", told
 
     return from_zoo

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -14,7 +15,7 @@ from shiftscope.errors import LoadError
 from shiftscope.io.bounds import Budget
 from shiftscope.io.formats import readable_file
 
-__all__ = ["load_safetensors", "load_sharded"]
+__all__ = ["in_natural_order", "load_safetensors", "load_sharded"]
 
 _DAMAGED = "download the file again, and compare its size or checksum with the source"
 _HEADER_LIMIT = 100 * 2**20
@@ -28,7 +29,8 @@ def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         path: The file.
 
     Returns:
-        Name -> tensor on the CPU, in file order.
+        Name -> tensor on the CPU. The format keeps no order of its own: names are sorted, numbers
+        in them by their size.
 
     Raises:
         LoadError: The header lies, or data are missing.
@@ -43,7 +45,7 @@ def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         )
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: opened.get_tensor(name) for name in in_natural_order(opened.keys())}
     except (safetensors.SafetensorError, RuntimeError, ValueError, TypeError, OSError) as error:
         raise LoadError(
             f"{path} is truncated or damaged: {str(error).splitlines()[0][:200]}", _DAMAGED
@@ -60,7 +62,7 @@ def load_sharded(
         load_pickled: Reads a shard that is a torch file (``pytorch_model-*.bin``).
 
     Returns:
-        Name -> tensor in the order of the index, and the number of shards.
+        Name -> tensor, sorted as of one file, and the number of shards.
 
     Raises:
         LoadError: A shard is outside of the folder or absent, or lacks a tensor.
@@ -74,9 +76,24 @@ def load_sharded(
         content[file] = load_pickled(shard) if pickled else load_safetensors(shard)
         if not isinstance(content[file], dict):
             raise LoadError(f"{shard} holds no dictionary of tensors", _DAMAGED)
-    state = {name: _entry(path, content[file], name, file) for name, file in index.items()}
+    state = {
+        name: _entry(path, content[index[name]], name, index[name])
+        for name in in_natural_order(index)
+    }
     budget.check(sum(t.numel() * t.element_size() for t in state.values()), "its index")
     return state, len(shards)
+
+
+def in_natural_order(names: Iterable[str]) -> list[str]:
+    """Names sorted so that layer 2 comes before layer 10, and weights before biases."""
+
+    def place(name: str) -> tuple[list[tuple[int, str]], bool, str]:
+        path, _, own = name.rpartition(".")
+        parts = re.split(r"([0-9]{1,18})", path)
+        numbers = [(int(p), "") if p[:1].isdecimal() else (-1, p) for p in parts]
+        return numbers, "weight" not in own, own
+
+    return sorted(names, key=place)
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -42,6 +42,7 @@ _NOT_WEIGHTS = frozenset(
 """Words in a key: averaged copies of the weights, and what is saved beside weights."""
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+"""Those of parallel and compiled modules, and of Lightning."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _as_state(content: Mapping[Any, Any], path: tuple[str | int, ...]) -> Candid
     return Candidate(path, tensors, others)
 
 
-def strip_prefixes(names: list[str]) -> tuple[dict[str, str], list[str]]:
+def strip_prefixes(names: list[str], lightning: bool = True) -> tuple[dict[str, str], list[str]]:
     """Take wrapper prefixes off the names of a state dict.
 
     ``module.`` (DataParallel), ``_orig_mod.`` (torch.compile) and ``model.`` (Lightning) come off
@@ -169,12 +170,13 @@ def strip_prefixes(names: list[str]) -> tuple[dict[str, str], list[str]]:
 
     Args:
         names: All names of the state dict.
+        lightning: Whether ``model.`` may be Lightning's.
 
     Returns:
         Old name -> new name, and the prefixes taken off, outermost first.
     """
     new, taken = list(names), []
-    while prefix := _shared_prefix(new):
+    while prefix := _shared_prefix(new, lightning):
         new = [name.removeprefix(prefix) for name in new]
         taken.append(prefix)
     inner = [name.replace("._orig_mod.", ".").removeprefix("_orig_mod.") for name in new]
@@ -184,8 +186,8 @@ def strip_prefixes(names: list[str]) -> tuple[dict[str, str], list[str]]:
     return dict(zip(names, new, strict=True)), taken
 
 
-def _shared_prefix(names: list[str]) -> str:
-    for prefix in _PREFIXES:
+def _shared_prefix(names: list[str], lightning: bool) -> str:
+    for prefix in _PREFIXES if lightning else _PREFIXES[:-1]:
         if names and all(name.startswith(prefix) and len(name) > len(prefix) for name in names):
             return prefix
     return ""

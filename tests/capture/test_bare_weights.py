@@ -20,13 +20,50 @@ class _Recurrent(nn.Module):
         return out
 
 
+class _Cells(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LSTMCell(4, 6), nn.GRUCell(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state: Tensor = self.second(self.first(x)[0])
+        return state
+
+
+class _Columns(nn.Module):
+    """A layer as GPT-2 has it in Hugging Face's code: ``[in, out]``."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
 MODELS = {
     "transformer": lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
     "recurrent": _Recurrent,
     "convolution": lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.LazyLinear(2)),
     "a layer alone": lambda: nn.Linear(3, 2),
+    "cells": _Cells,
+    "columns": lambda: nn.Sequential(_Columns(3, 5), nn.Linear(5, 2, bias=False)),
+    "transposed": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 6, 2, groups=2), nn.ConvTranspose2d(6, 3, 2)
+    ),
+    "generator": lambda: nn.Sequential(
+        nn.ConvTranspose2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 2)
+    ),
 }
-SHAPES = {"transformer": (4, 5, 16), "recurrent": (5, 4, 4), "convolution": (4, 2, 6, 6)}
+SHAPES = {
+    "transformer": (4, 5, 16),
+    "recurrent": (5, 4, 4),
+    "convolution": (4, 2, 6, 6),
+    "cells": (4, 4),
+    "transposed": (4, 2, 6, 6),
+    "generator": (4, 2, 6, 6),
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -118,9 +155,46 @@ def test_what_is_no_weight_by_its_name_is_a_gap() -> None:
     }
     snapshot = weights_only(state)
     assert list(snapshot.records) == ["head"]
-    assert [key for key, _ in snapshot.gaps] == ["places", "fc.weight_v"]
-    assert all("name" in reason for _, reason in snapshot.gaps)
+    reasons = dict(snapshot.gaps)
+    assert list(reasons) == ["places", "fc.weight_v"]
+    assert "name does not say" in reasons["places"]
+    assert "a part of a weight" in reasons["fc.weight_v"]
     assert snapshot.coverage["parameters"] == {"seen": 6, "total": 32 + 24 + 6}
+
+
+def test_complex_and_quantised_weights_are_gaps() -> None:
+    state = {
+        "spectral": torch.randn(3, 4, dtype=torch.cfloat),
+        "f.weight": torch.randn(3, 4, dtype=torch.cfloat),
+        "q.weight": torch.ones(3, 4, dtype=torch.int8),
+        "g.qweight": torch.ones(3, 4, dtype=torch.int32),
+        "positions": torch.zeros(1, 8, dtype=torch.long),
+        "none.weight": torch.zeros(0, 4),
+    }
+    packed = ("0._packed_params.dtype", "0._packed_params._packed_params", "epoch")
+    reasons = dict(weights_only(state, left_out=packed).gaps)
+    assert list(reasons) == ["spectral", "f.weight", "q.weight", "g.qweight", "0"]
+    assert all("complex" in reasons[key] for key in ("spectral", "f.weight"))
+    assert all("quantised" in reasons[key] for key in ("q.weight", "g.qweight", "0"))
+
+
+def test_look_up_tables_are_gaps_by_their_names_as_in_a_run() -> None:
+    tables = ("wte", "h.word_embeddings", "embed_tokens", "model.Embedding", "tok_emb")
+    state = {f"{path}.weight": torch.randn(9, 4) for path in (*tables, "patch_embed.proj", "head")}
+    state |= {"time_embed.weight": torch.randn(8, 4), "time_embed.bias": torch.randn(8)}
+    snapshot = weights_only(state)
+    assert [path for path, reason in snapshot.gaps if "look-up" in reason] == list(tables)
+    assert list(snapshot.records) == ["patch_embed.proj", "head", "time_embed"]
+    assert snapshot.coverage["parameters"] == {"seen": 36 + 36 + 32, "total": 36 + 36 + 32}
+
+
+def test_groups_of_convolutions_are_not_guessed() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 6, 1))
+    measured = ss.analyze(model, [torch.randn(2, 4, 6, 6)]).records
+    alone = weights_only(model.state_dict()).records
+    assert math.isnan(alone["0"].weights.xi)  # type: ignore[union-attr]
+    assert math.isclose(alone["1"].weights.xi, measured["1"].weights.xi)  # type: ignore[union-attr]
+    assert any("groups" in note for note in alone["1"].notes)
 
 
 def test_weights_that_cannot_be_read_are_a_gap() -> None:

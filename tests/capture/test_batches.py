@@ -85,6 +85,26 @@ def test_several_inputs_and_a_target(kind: type[Two], item: Any) -> None:
     assert tried[0].snapshot.manifest["loss"] == pytest.approx(want.manifest["loss"])
 
 
+def test_a_target_that_no_loss_takes_is_left_aside() -> None:
+    torch.manual_seed(0)
+    model, item = Two(), (LEFT, RIGHT, TARGET)
+    assert ss.analyze(model, [item]).sites["site"].tolist() == ["a", "b"]
+    assert {fix.sites for fix in ss.prescribe(model, [item], LOSS, methods=["rescale"])} == {
+        ("a", "b")
+    }
+    ss.rescale_(model, item)
+    assert model.a(LEFT).detach().std(correction=0) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_model_that_takes_all_items_gets_them() -> None:
+    class Three(Two):
+        def forward(self, left: Tensor, right: Tensor, third: Any = None) -> Tensor:
+            assert third is not None
+            return super().forward(left, right)
+
+    ss.analyze(Three(), [(LEFT, RIGHT, TARGET)])
+
+
 def test_frozen_models_get_gradients_through_nested_inputs() -> None:
     model = Named().requires_grad_(False)
     snapshot = ss.analyze(model, [(NAMES, TARGET)], LOSS)

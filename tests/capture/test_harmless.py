@@ -218,3 +218,28 @@ def test_user_hooks_stay_and_still_run() -> None:
     ss.analyze(model, [torch.rand(2, 3, 6, 6)])
     assert seen
     assert len(model.conv._forward_hooks) == 1
+
+
+class Keeping(nn.Module):
+    """Keeps what it computes as plain attributes, one of which was there before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.sums, self.output = torch.zeros(4), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sums = self.layer.weight.sum(1)
+        self.output = self.head(self.layer(x).relu())
+        return self.output
+
+
+@pytest.mark.parametrize("with_loss", [True, False])
+def test_no_attribute_keeps_the_graph_of_the_measurement(with_loss: bool) -> None:
+    model = Keeping()
+    sums = model.sums
+    ss.analyze(model, [(torch.randn(5, 3), torch.zeros(5))], loss if with_loss else None)
+    assert model.sums is sums
+    assert isinstance(model.output, Tensor)
+    assert model.output.grad_fn is None
+    copy.deepcopy(model)

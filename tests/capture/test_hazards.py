@@ -354,6 +354,25 @@ def test_a_precision_may_be_named(dtype: Any) -> None:
     assert snapshot.manifest["dtype"] == "float64"
 
 
+def test_another_precision_keeps_the_imaginary_parts() -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.filter = nn.Parameter(torch.randn(5, dtype=torch.cfloat))
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.fft.irfft(torch.fft.rfft(x) * self.filter))
+
+    torch.manual_seed(0)
+    model, data = Spectral(), [(torch.randn(16, 8), torch.randint(2, (16,)))]
+    means = [ss.analyze(model, data, dtype=d).neurons["z_mean"] for d in (None, "float64")]
+    assert means[1].to_numpy() == pytest.approx(means[0].to_numpy(), rel=1e-4)
+    assert model.filter.dtype is torch.cfloat
+    first = ss.trial(model, data, F.cross_entropy, steps=1, dtype="float64")[0].snapshot
+    assert first.manifest["dtype"] == "float64"
+
+
 @pytest.mark.parametrize("dtype", ["float65", torch.int8, 64])
 def test_a_precision_that_is_none_is_refused(dtype: Any) -> None:
     with pytest.raises(ss.UsageError, match="dtype"):

@@ -168,8 +168,29 @@ class Transposed(Written):
         return tap(taps, "z2", self.up(tap(taps, "a1", F.gelu(z1))))
 
 
+class Columns(Written):
+    """Weights from the left, on a stack of matrices with positions in columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.w = nn.Linear(5, 6, bias=False), nn.Parameter(torch.randn(3, 6))
+        self.inputs = (torch.randn(4, 5, 7),)
+        self.sites = {
+            "part": ("x", "z1", 1),
+            ":softplus": ("z1", "a1", 1),
+            ":matmul": ("a1", "z2", 1),
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w @ F.softplus(self.part.weight @ x)
+
+    def tapped(self, taps: Taps, *inputs: Tensor) -> Tensor:
+        z1 = tap(taps, "z1", self.part.weight @ tap(taps, "x", inputs[0]))
+        return tap(taps, "z2", self.w @ tap(taps, "a1", F.softplus(z1)))
+
+
 MODELS: tuple[Callable[[], Written], ...] = (
-    *(Mlp, InPlaceOnView, Residual, Functional, Reused, Transposed),
+    *(Mlp, InPlaceOnView, Residual, Functional, Reused, Transposed, Columns),
 )
 
 

@@ -121,6 +121,67 @@ def test_every_activation_function(op: str, function: Callable[[Tensor], Tensor]
     check_gains(row)
 
 
+def test_layers_that_compute_their_weight_keep_their_name() -> None:
+    class Masked(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight * (self.weight > 0), self.bias)
+
+    class Standardised(nn.Conv1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv1d(x, self.weight - self.weight.mean((1, 2), keepdim=True), self.bias)
+
+    class Twice(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight * 2) + F.linear(x * x, self.weight**2).sqrt()
+
+    model = nn.Sequential(Standardised(3, 4, 1), Masked(5, 6), nn.Tanh(), Twice(6, 6))
+    assert list(ss.analyze(model, [torch.rand(8, 3, 5)] * 3).records) == [
+        *("0", "1", "2", "3", "3:linear"),
+    ]
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    with ss.watch(model, optimizer, every=1) as probe:
+        for _ in range(3):
+            model(torch.rand(8, 3, 5)).square().nan_to_num().mean().backward()
+            optimizer.step()
+        assert list(probe.snapshot().records) == ["0", "1", "2", "3", "3:linear"]
+
+
+def test_a_weight_times_a_vector() -> None:
+    class Vector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.w @ x
+
+    model, x = Vector(), torch.randn(4)
+    record = ss.analyze(model, [(x, None)], lambda out, _: out.sum()).records[":matmul"]
+    assert record.streams["z"].moments.mean == pytest.approx((model.w @ x).tolist())
+    assert record.streams["grad_z"].moments.mean == pytest.approx([1.0] * 3)
+    assert record.info.fan_in == 4
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_sine_of_a_position_is_no_activation(grad: bool) -> None:
+    class Rotary(nn.Module):
+        """Codes of positions, as rotary embeddings make them, and a layer with a sine behind."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.set_grad_enabled(grad):
+                angles = torch.arange(x.shape[1])[:, None] * torch.ones(6)
+                codes = torch.sin(angles)
+            return self.head(torch.sin(self.inner(x)) + codes)
+
+    assert list(ss.analyze(Rotary(), [torch.randn(3, 5, 4)]).records) == [
+        *("inner", ":sin", "head"),
+    ]
+
+
 @pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "gelu", "silu", "softplus"])
 def test_measured_gains_equal_their_definition(name: str) -> None:
     function = getattr(F, name, None) or getattr(torch, name)

@@ -142,6 +142,24 @@ def test_weights_that_are_only_added_are_named() -> None:
     assert "position was seen (added, or" in reason
 
 
+def test_weights_beside_those_of_a_part_that_was_run_are_named() -> None:
+    class Biased(nn.Module):
+        """Runs the weights of its part itself, as windowed attention does, and adds a table."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.part = nn.Parameter(torch.randn(9, 12)), nn.Linear(12, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.part.weight, self.part.bias) + self.table
+
+    model = nn.Sequential(Biased(), nn.Linear(12, 2))
+    snapshot = ss.analyze(model, [torch.randn(9, 12)])
+    assert list(snapshot.records) == ["0.part", "1"]
+    assert [path for path, reason in snapshot.gaps if "its table was seen" in reason] == ["0"]
+    assert snapshot.coverage["parameters"] == {"seen": 12 * 12 + 24, "total": 9 * 12 + 12 * 12 + 24}
+
+
 def test_a_layer_under_vmap_was_called() -> None:
     class Batched(nn.Module):
         def __init__(self) -> None:

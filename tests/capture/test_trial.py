@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -242,6 +243,16 @@ def constrained(kind: str) -> nn.Sequential:
             nn.utils.weight_norm(model[0])
         model(torch.randn(2, 6)).sum().backward()  # its weight is now a node of a graph
     return model
+
+
+def test_scripted_models_are_trained_though_nothing_is_seen_inside() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.script is deprecated
+        model = torch.jit.script(nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3)))
+    model[0].bias.requires_grad_(False)
+    trace = trial(model, pairs(), LOSS, steps=3)
+    assert trace[3].snapshot.manifest["loss"] != trace[0].snapshot.manifest["loss"]
+    assert "TorchScript" in dict(trace[0].snapshot.gaps)["0"]
 
 
 @pytest.mark.parametrize("kind", ["lcw", "weight_norm", "spectral_norm", "old_weight_norm"])

@@ -119,6 +119,19 @@ def test_weights_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == ""
 
 
+def test_packed_weights_are_told_in_the_report(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = {"scale": torch.ones(1), "_packed_params._packed_params": (torch.ones(2), None)}
+    state = {f"module.0.{name}": value for name, value in packed.items()}
+    torch.save(state, "packed.pt")
+    assert main(["analyze", "packed.pt", "--out", "run", *JSON]) == 0
+    assert [tuple(gap) for gap in shiftscope.load(folder / "run" / "snapshot.npz").gaps] == [
+        ("0", "packed weights of a quantised layer cannot be read")
+    ]
+    assert "no weights were found" in capsys.readouterr().out
+
+
 def test_the_numbers_are_those_of_python(folder: Path) -> None:
     assert main(["analyze", "good.pt", *LEARN, "--out", "run", "--batch-size", "10", *JSON]) == 0
     with np.load(folder / "data.npz") as data:

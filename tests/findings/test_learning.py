@@ -58,6 +58,13 @@ def test_one_trained_layer_is_enough_to_count_as_touched() -> None:
     assert "not_learning" not in {f.cause for f in diagnose(measure(model, x, y))}
 
 
+def test_a_head_of_zeros_is_judged_without_a_warning() -> None:
+    model = mlp([64, 64, 10], nn.ReLU)
+    nn.init.zeros_(model[2].weight)
+    x, y = data(width=64)
+    assert "not_learning" not in {f.cause for f in diagnose(measure(model, x, y))}
+
+
 def test_the_spread_of_row_norms_is_one_at_initialisation() -> None:
     rng = np.random.default_rng(0)
     weights = rng.uniform(-1, 1, (20000, 50)) / math.sqrt(50)

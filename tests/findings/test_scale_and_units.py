@@ -16,6 +16,7 @@ from finding_cases import (
     found,
     linears,
     plain,
+    rescale,
     scaled,
 )
 from scipy import stats
@@ -90,6 +91,21 @@ def test_a_dead_layer_is_critical_and_cuts_the_gradient() -> None:
     assert findings["dead_units"].severity == "critical"
     assert "No gradient reaches 4 of 20" in findings["vanishing_gradient"].title
     assert findings["vanishing_gradient"].follows_from == "dead_units"
+
+
+def test_layers_of_zeros_are_named_as_what_stops_the_gradient() -> None:
+    x, y = data()
+    model = rescale(deep(nn.Tanh, depth=4), x)
+    nn.init.zeros_(linears(model)[-1].weight)
+    finding = {f.cause: f for f in diagnose(measure(model, x, y))}["vanishing_gradient"]
+    assert (finding.severity, finding.title[:34]) == ("watch", "No gradient reaches 4 of 4 hidden ")
+    assert "weights right behind are all zero (at 8)" in finding.explanation
+    assert "--trial" in finding.advice
+    with torch.no_grad():
+        linears(model)[1].bias.fill_(-1e6)  # and dead units, which zeros do not explain
+        linears(model)[-1].weight.normal_()
+    finding = {f.cause: f for f in diagnose(measure(model, x, y))}["vanishing_gradient"]
+    assert finding.severity == "critical"
 
 
 def test_few_samples_allow_no_verdict_on_dead_units() -> None:

@@ -52,6 +52,22 @@ def test_the_verdict_of_nothing_and_of_weights_alone() -> None:
     assert {f.severity for f in findings} <= {"info"}
 
 
+def test_where_no_site_was_seen_a_loss_that_was_given_is_not_asked_for() -> None:
+    gaps = (("", "a TorchScript module: no hook and no mode sees its inside"),)
+    told = diagnose(Snapshot({}, gaps, {"gradients": True}))
+    assert [(f.title, f.advice) for f in told] == [
+        ("Not measured: 1 module", "Nothing, if these parts do not matter here.")
+    ]
+
+
+def test_a_file_without_weights_to_read_asks_for_a_model() -> None:
+    nothing = weights_only({"0.scale": torch.ones(1)}, left_out=["0._packed_params"])
+    findings = diagnose(nothing)
+    assert "no weights were found" in verdict(findings, nothing)["sentence"]
+    assert [f.title for f in findings] == ["Not measured: 1 module, signals and gradients"]
+    assert "--model" in findings[0].advice
+
+
 def test_the_verdict_counts_what_follows() -> None:
     snapshot = case(plain, nn.Sigmoid)
     told = verdict(diagnose(snapshot), snapshot)

@@ -256,6 +256,8 @@ def test_a_compiled_model_is_named_constrained_measured_and_released_like_any_ot
 
 def test_what_cannot_be_constrained_is_left_alone_with_a_reason() -> None:
     tied = nn.Linear(6, 9, bias=False)
+    foreign = type("Linear", (nn.Module,), {"__module__": "others"})()  # as graph packages have
+    foreign.weight = nn.Parameter(torch.randn(3, 3))
     model = nn.ModuleDict(
         {
             "embedding": nn.Embedding(9, 6),
@@ -266,6 +268,7 @@ def test_what_cannot_be_constrained_is_left_alone_with_a_reason() -> None:
             "lazy": nn.LazyLinear(3),
             "complex": nn.Linear(3, 3, dtype=torch.complex64),
             "theirs": parametrizations.weight_norm(nn.Linear(3, 3)),
+            "foreign": foreign,
             "plain": nn.Linear(3, 3),
         }
     )
@@ -277,6 +280,7 @@ def test_what_cannot_be_constrained_is_left_alone_with_a_reason() -> None:
         "tied": "shared by embedding, tied",
         "attention": "in-projection",
         "rnn": "LSTM is neither",
+        "foreign": "others.Linear is neither",
         "narrow": "one entry",
         "lazy": "lazy",
         "complex": "complex64",

@@ -168,6 +168,38 @@ def test_sites_leave_other_layers_alone(net: Net, x: Tensor) -> None:
     assert torch.equal(net.conv.weight, before)
 
 
+def test_an_expert_without_a_token_is_left_alone() -> None:
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle, self.busy = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.idle(x[:0]), self.busy(x)])
+
+    busy, idle = rescale_(Mixture(), torch.randn(32, 4))
+    assert (busy.site, busy.reason) == ("busy", "")
+    assert (idle.site, idle.reason) == ("idle", "the batch never called it as a layer")
+
+
+def test_complex_layers_are_left_with_the_reason() -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(4, 6, dtype=torch.cfloat), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.inner(torch.fft.fft(x)).abs())
+
+    model = Spectral()
+    before = model.inner.weight.detach().clone()
+    head, inner = rescale_(model, torch.randn(32, 4))
+    assert (head.site, head.reason) == ("head", "")
+    assert inner.site == "inner"
+    assert "complex" in inner.reason
+    assert torch.equal(model.inner.weight, before)
+
+
 def test_shared_layer_is_scaled_by_its_first_call() -> None:
     torch.manual_seed(0)
     shared = nn.Linear(4, 4)

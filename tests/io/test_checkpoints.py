@@ -72,6 +72,39 @@ def test_wrappings(tmp_path: Path, name: str, legacy: bool) -> None:
     assert not any(tensor.requires_grad for tensor in checkpoint.state.values())
 
 
+def test_safetensors_keep_no_order_so_layers_are_counted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    stack = nn.Sequential(*(nn.Linear(2, 2) for _ in range(11)))
+    state = {f"layers.{name}": tensor for name, tensor in stack.state_dict().items()}
+    save_file(state, tmp_path / "x.safetensors")
+    assert same(load_checkpoint(tmp_path / "x.safetensors").state, state)
+
+
+@pytest.mark.parametrize("inner", ["", "model"])
+def test_averaged_models_of_torch_lose_their_counter(tmp_path: Path, inner: str) -> None:
+    state: dict[str, Any] = {"n_averaged": torch.tensor(3), **prefixed("module.")}
+    checkpoint = load_checkpoint(saved({inner: state} if inner else state, tmp_path / "x"))
+    assert same(checkpoint.state, weights())
+    assert checkpoint.wrapping.endswith("prefix 'module.'")
+    other = {"n_averaged": torch.tensor(3), **weights()}
+    assert same(load_checkpoint(saved(other, tmp_path / "y")).state, other)
+
+
+@pytest.mark.parametrize("name", ["adapter_model", "diffusion_pytorch_model"])
+def test_folders_of_adapters_and_pipelines(tmp_path: Path, name: str) -> None:
+    save_file(weights(), tmp_path / f"{name}.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert same(load_checkpoint(tmp_path).state, weights())
+
+
+def test_in_safetensors_the_model_is_a_part_of_the_model(tmp_path: Path) -> None:
+    for prefix, wrapping in (("model.", ""), ("module.", "prefix 'module.'")):
+        save_file(prefixed(prefix), tmp_path / "x.safetensors")
+        checkpoint = load_checkpoint(tmp_path / "x.safetensors")
+        assert checkpoint.wrapping == wrapping
+        assert same(checkpoint.state, weights() if wrapping else prefixed(prefix))
+
+
 def test_prefix_of_a_compiled_submodule_comes_off_inside_a_name(tmp_path: Path) -> None:
     state = {"body._orig_mod.0.weight": torch.ones(2, 2), "head.weight": torch.ones(2, 2)}
     checkpoint = load_checkpoint(saved(state, tmp_path / "x"))
@@ -265,7 +298,7 @@ def test_shards_by_index_and_by_folder(tmp_path: Path, kind: str) -> None:
 
 def test_folder_with_a_single_file(tmp_path: Path) -> None:
     save_file(weights(), tmp_path / "model.safetensors")
-    assert same(load_checkpoint(tmp_path).state, dict(sorted(weights().items())))
+    assert same(load_checkpoint(tmp_path).state, weights())
 
 
 def test_errors_of_the_loader_survive_pickling(tmp_path: Path) -> None:

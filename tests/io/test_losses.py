@@ -24,6 +24,18 @@ def evaluate(spec: str | None, output: Any, target: torch.Tensor) -> torch.Tenso
     return loss(output, target)
 
 
+def test_of_batches_that_are_mappings_the_labels_are_the_target() -> None:
+    batch: Any = {"input_ids": LABELS, "labels": LABELS}
+    own = SimpleNamespace(logits=LOGITS, loss=torch.tensor(0.25))
+    assert evaluate(None, own, batch) == 0.25
+    assert evaluate(None, {"logits": LOGITS, "loss": None}, batch) == F.cross_entropy(
+        LOGITS, LABELS
+    )
+    assert evaluate("cross_entropy", own, batch) == F.cross_entropy(LOGITS, LABELS)
+    with pytest.raises(DataError, match="needs an entry 'labels' in the batch, which has x"):
+        evaluate(None, LOGITS, {"x": LABELS})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("spec", "target", "expected"),
     [

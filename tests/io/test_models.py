@@ -322,6 +322,52 @@ NOT_MLPS = [
 ]
 
 
+def test_a_tied_tensor_may_stand_in_the_file_once(folder: Path) -> None:
+    (folder / "tied.py").write_text(
+        "from torch import nn\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.table, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)\n"
+        "        self.head.weight = self.table.weight\n"
+    )
+    weight = torch.randn(5, 4)
+    for name in ("table.weight", "head.weight"):
+        loaded = load_model("tied.py:Net", checkpoint(folder, {name: weight}))
+        assert torch.equal(loaded.model.head.weight, weight)  # type: ignore[arg-type, union-attr]
+        assert loaded.model.head.weight is loaded.model.table.weight  # type: ignore[union-attr]
+        assert "other name of a tied tensor" in loaded.report[0]
+    (folder / "headed.py").write_text(
+        "from torch import nn\nfrom tied import Net\n\n"
+        "class Headed(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.model, self.head = Net(), nn.Linear(4, 5, bias=False)\n"
+        "        self.model.head, self.head.weight = None, self.model.table.weight\n"
+    )
+    alone = checkpoint(folder, {"model.table.weight": weight})  # as small language models are saved
+    assert alone.wrapping == "prefix 'model.'"
+    assert torch.equal(load_model("headed.py:Headed", alone).model.head.weight, weight)  # type: ignore[arg-type, union-attr]
+    wrapped = checkpoint(folder, {"net.table.weight": weight})
+    assert torch.equal(load_model("tied.py:Net", wrapped).model.table.weight, weight)  # type: ignore[arg-type, union-attr]
+    torn = {"table.weight": weight, "head.weight": weight + 1}
+    with pytest.raises(LoadError, match="are one tensor in Net and differ in") as caught:
+        load_model("tied.py:Net", checkpoint(folder, torn))
+    assert "without tying" in caught.value.remedy
+    with pytest.raises(LoadError, match="2 missing"):
+        load_model("tied.py:Net", checkpoint(folder, {"other.x": weight}))
+
+
+def test_a_factory_may_load_an_exported_program(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: nn.Module) -> nn.Module:
+        raise NotImplementedError("Calling eval() is not supported yet.")
+
+    monkeypatch.setattr(nn.Sequential, "eval", refuse)
+    assert gives(load_model("net.py:build", checkpoint(folder)), sequential())
+
+
 @pytest.mark.parametrize(("state", "says"), NOT_MLPS)
 def test_what_is_no_mlp_is_told(folder: Path, state: dict[str, Tensor], says: str) -> None:
     with pytest.raises(LoadError, match=says):
@@ -340,7 +386,13 @@ def test_torchvision_and_timm_are_asked_for_fresh_models_with_the_right_head(
         asked.append((name, options))
         if name != "net":
             raise ValueError(f"Unknown model {name}")
-        return sequential()
+        model = sequential()
+        *_, head = (m for m in model.modules() if isinstance(m, nn.Linear))
+        if options.get("num_classes") is None:
+            head.weight, head.bias = (
+                nn.Parameter(torch.zeros(9, *p.shape[1:])) for p in (head.weight, head.bias)
+            )
+        return model
 
     vision, timm = types.ModuleType("torchvision"), types.ModuleType("timm")
     vision.models = types.SimpleNamespace(get_model=make)  # type: ignore[attr-defined]
@@ -351,8 +403,8 @@ def test_torchvision_and_timm_are_asked_for_fresh_models_with_the_right_head(
         assert gives(load_model(f"{package}:net", checkpoint(folder)), sequential())
         with pytest.raises(UsageError, match="cannot build 'nut': Unknown model"):
             load_model(f"{package}:nut", checkpoint(folder))
-    assert asked[0] == ("net", {"weights": None, "num_classes": 3})
-    assert asked[2] == ("net", {"pretrained": False, "num_classes": 3})
+    assert asked[:2] == [("net", {"weights": None}), ("net", {"weights": None, "num_classes": 3})]
+    assert asked[4] == ("net", {"pretrained": False, "num_classes": 3})
 
 
 def test_transformers_reads_a_local_folder_and_runs_no_code_from_it(
