@@ -37,12 +37,7 @@ from shiftscope.capture.hooks import (
 from shiftscope.capture.linear_ops import LINEAR_OPS, LinearOp
 from shiftscope.capture.linear_plans import LinearPlan
 from shiftscope.capture.mode import Handler, Mode, Run, remember, remove_stale
-from shiftscope.capture.module_kinds import (
-    has_fast_path,
-    has_sites,
-    is_single,
-    takes_fast_path,
-)
+from shiftscope.capture.module_kinds import has_fast_path, has_sites, is_single, takes_fast_path
 from shiftscope.capture.neuron_dims import neurons_lie
 from shiftscope.capture.plans import Call
 from shiftscope.capture.recorder import Recorder
@@ -162,12 +157,12 @@ class Attachment(Seen):
         """A step ends: clear up behind a forward pass that an interrupt ended."""
         self._settled = True
         run = getattr(self._local, "run", None)
-        if run is not None and run.mode is not None and not _goes_on(run):
+        if run is not None and run.stopped:
             self._abandon(run)
 
     def _clear_up(self, run: Run | None) -> None:
         """Leave a forward pass, whether it goes on or an interrupt ended it."""
-        if run is not None and run.mode is not None and not _goes_on(run):
+        if run is not None and run.stopped:
             self._abandon(run)
         self._unwind(run)
 
@@ -401,8 +396,3 @@ class Attachment(Seen):
             self.refused.setdefault(site, why_not_plain(op.x))
         else:
             self.gap(site, why_not_plain(op.x))
-
-
-def _goes_on(run: Run) -> bool:
-    """Whether one of the modules of a forward pass is still under way, its hooks included."""
-    return any(is_running(frame.module, "_call_impl") for frame in run.stack)
