@@ -68,3 +68,11 @@ def test_every_part_is_on_the_map() -> None:
     parts = {path.name for path in (ROOT / "shiftscope").iterdir() if path.name[0] not in "_."}
     parts -= {"py.typed"}
     assert [name for name in sorted(parts) if name not in table] == []
+
+
+def test_every_module_of_capture_is_on_its_map() -> None:
+    import shiftscope.capture
+
+    modules = {path.stem for path in (ROOT / "shiftscope" / "capture").glob("[!_]*.py")}
+    named = re.findall(r"``(\w+)``", shiftscope.capture.__doc__ or "")
+    assert sorted(named) == sorted(modules)

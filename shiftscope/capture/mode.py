@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from shiftscope.absences import TRANSFORMED
 from shiftscope.capture.calls import CompiledMode, known_as, transforms, when_stale
-from shiftscope.capture.hooks import remove_modes
+from shiftscope.capture.hooks import is_running, remove_modes
 from shiftscope.capture.sites import Frame
 from shiftscope.capture.trail import Trail
 
@@ -53,6 +53,12 @@ class Run:
         self.where = (0, 1)
         self.mark: Any = None
         self.alone = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was recorded and no module of it is under way any more, hooks included."""
+        going = any(is_running(frame.module, "_call_impl") for frame in self.stack)
+        return self.mode is not None and not going
 
     def owns(self, mode: Any) -> bool:
         """Whether a mode was pushed for this forward pass."""

@@ -20,7 +20,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
     Buffers keep their identity: values are copied back into the same tensors, and only where they
     changed. Parameters are not copied, since measuring does not change them. Tensors that forward
-    kept as plain attributes (weights under ``torch.nn.utils.weight_norm``, pruned ones, outputs)
+    kept as plain attributes (weights under ``torch.nn.utils.spectral_norm``, its own outputs)
     hold no graph of the measurement, which would keep memory and forbid ``copy.deepcopy``.
 
     Args:

@@ -133,12 +133,12 @@ class Attachment(Ops):
         """A step ends: clear up behind a forward pass that an interrupt ended."""
         self._settled = True
         run = getattr(self._local, "run", None)
-        if run is not None and run.mode is not None and not _goes_on(run):
+        if run is not None and run.stopped:
             self._abandon(run)
 
     def _clear_up(self, run: Run | None) -> None:
         """Leave a forward pass, whether it goes on or an interrupt ended it."""
-        if run is not None and run.mode is not None and not _goes_on(run):
+        if run is not None and run.stopped:
             self._abandon(run)
         self._unwind(run)
 
@@ -253,8 +253,3 @@ class Attachment(Ops):
             with self._lock:
                 alone = run.alone and run.where[0] == self.forwards and len(self._runs) == 1
             run.recorder.fail(mark, alone)
-
-
-def _goes_on(run: Run) -> bool:
-    """Whether one of the modules of a forward pass is still under way, its hooks included."""
-    return any(is_running(frame.module, "_call_impl") for frame in run.stack)
