@@ -17,7 +17,7 @@ A map of the modules, roughly from the bottom up:
   ``plans``, ``linear_plans`` and ``activation_plans`` a call that is known costs little. What was
   seen, and what was not: ``seen``, ``coverage``.
 * ``analyze``: one pass over data; ``arguments``, ``batches``, ``placement``, ``preserve``,
-  ``visits``, ``distributed``. ``trial``: ``copies``, ``trial_run``.
+  ``norms``, ``visits``, ``distributed``. ``trial``: ``copies``, ``trial_run``.
 * ``watch``: ``recording`` is its loop; ``steps``, ``schedule``, ``phases``, ``windows``,
   ``scaling``, ``stance``, ``conditions``, ``belonging``, ``boundary_moves``.
 """

@@ -25,6 +25,7 @@ from shiftscope.capture.choice import matching, no_match, patterns_of
 from shiftscope.capture.copies import twin
 from shiftscope.capture.coverage import coverage, forward_flops, missing
 from shiftscope.capture.graph import reaches
+from shiftscope.capture.norms import norm_statistics
 from shiftscope.capture.pictures import pictures
 from shiftscope.capture.placement import device_of, existing, float_dtype, place
 from shiftscope.capture.preserve import preserved
@@ -189,6 +190,7 @@ class _Job:
             "ranks": distributed.world_size(),
             "gradients": self.backward,
             **self.score.summary(),
+            **norm_statistics(self.model),
             **({"empty_batches": self.empty} if self.empty else {}),
         }
 

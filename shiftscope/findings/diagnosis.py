@@ -13,6 +13,7 @@ from shiftscope.findings.learning import not_learning
 from shiftscope.findings.numerics import below_resolution, non_finite
 from shiftscope.findings.reading import Reading, known
 from shiftscope.findings.shift import activation_shift
+from shiftscope.findings.statistics import norm_statistics
 from shiftscope.findings.thresholds import Thresholds
 from shiftscope.findings.timeline import main_phase, over_time
 from shiftscope.findings.units import dead_units, saturation
@@ -27,6 +28,7 @@ __all__ = ["diagnose", "verdict"]
 
 _RULES = (
     non_finite,
+    norm_statistics,
     activation_shift,
     weight_scale,
     exploding_gradient,
@@ -40,9 +42,12 @@ _RULES = (
 
 _BLOCKING = ("activation_shift", "weight_scale", "saturation", "vanishing_gradient")
 _CAUSED_BY = {
-    "exploding_gradient": ("weight_scale",),
-    "vanishing_gradient": ("activation_shift", "weight_scale", "saturation", "dead_units"),
-    "variance_collapse": ("activation_shift", "weight_scale", "dead_units"),
+    "weight_scale": ("norm_statistics",),
+    "exploding_gradient": ("norm_statistics", "weight_scale"),
+    "vanishing_gradient": (
+        *("norm_statistics", "activation_shift", "weight_scale", "saturation", "dead_units"),
+    ),
+    "variance_collapse": ("norm_statistics", "activation_shift", "weight_scale", "dead_units"),
     "dead_units": ("activation_shift",),
     "below_resolution": ("activation_shift", "variance_collapse"),
     "not_learning": ("non_finite", *_BLOCKING, "exploding_gradient", "dead_units"),

@@ -24,6 +24,7 @@ SEVERITIES = ("info", "watch", "serious", "critical")
 CAUSES = (
     "non_finite",
     "outcome",
+    "norm_statistics",
     "activation_shift",
     "weight_scale",
     "exploding_gradient",
