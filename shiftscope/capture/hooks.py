@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shiftscope.capture.calls import entered, known_as, left
 
 __all__ = [
+    "Computed",
     "Enter",
     "Leave",
     "is_running",
@@ -204,6 +205,19 @@ class Leave(_Hook):
         attachment = self._attachment()
         if attachment is not None and not left(attachment, module):
             attachment.leave(module, failed=output is None and _has_raised())
+
+
+class Computed(Leave):
+    """Forward hook of a parametrization: it ended, and what it returned is a weight."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Tell the attachment, if it still exists."""
+        attachment = self._attachment()
+        if attachment is not None and not _is_dynamo_compiling():
+            attachment.computed(output)
+        super().__call__(module, args, output)
 
 
 def _has_raised() -> bool:

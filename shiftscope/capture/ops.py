@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from shiftscope.capture.activation_ops import ACTIVATION_OPS, ActivationOp, parse_activation
 from shiftscope.capture.activation_plans import ActivationPlan
@@ -43,16 +44,29 @@ class Ops(Seen):
     def __init__(self, names: Names, *, unfuse: bool, exactly: bool) -> None:
         super().__init__()
         self.names, self.unfuse, self.exactly = names, unfuse, exactly
+        self._weights = WeakIdKeyDictionary()  # computed by parametrizations, while they live
         self.handlers: dict[Any, Handler] = {
             **dict.fromkeys(LINEAR_OPS, self._linear),
             **dict.fromkeys(ACTIVATION_OPS, self._activation),
             **dict.fromkeys(FUSED_OPS, self._fused),
         }
 
+    def computed(self, weight: Any) -> None:
+        """Note a weight that a parametrization has just computed."""
+        if isinstance(weight, Tensor):
+            self._weights[weight] = None
+
+    def _is_weight(self, tensor: Any, frame: Frame) -> bool:
+        if isinstance(tensor, Tensor):
+            base = tensor._base
+            if tensor in self._weights or (base is not None and base in self._weights):
+                return True
+        return self.names.is_weight(tensor, frame)
+
     def _linear(
         self, run: Run, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        op = LINEAR_OPS[func](args, kwargs, lambda tensor: self.names.is_weight(tensor, frame))
+        op = LINEAR_OPS[func](args, kwargs, lambda tensor: self._is_weight(tensor, frame))
         if op is None or not is_plain(op.x):
             if op is not None:
                 self._pass_over(run, frame, op)

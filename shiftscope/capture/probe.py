@@ -16,10 +16,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from shiftscope.absences import TRANSFORMED, UNRECORDED
 from shiftscope.capture.calls import transforms
 from shiftscope.capture.hooks import (
+    Computed,
     Enter,
     Leave,
     is_running,
@@ -90,7 +92,8 @@ class Attachment(Ops):
         self._hooked.append(module)  # first: an interrupt must not lose it
         put_on(module, self._key, Enter(self, path, has_fast_path(module), single))
         if not single:
-            put_on(module, self._key, Leave(self))
+            kind = Computed if isinstance(module, ParametrizationList) else Leave
+            put_on(module, self._key, kind(self))
 
     def __exit__(self, *exc: object) -> None:
         """Remove everything again."""

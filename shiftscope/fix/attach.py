@@ -15,7 +15,7 @@ from shiftscope.errors import UsageError
 from shiftscope.fix.kin import CWN, GmP, GmPOffset
 from shiftscope.fix.lcw import LCW, Constraint, DataLCW, DataLCWProjection, LCWProjection
 from shiftscope.fix.means import MeanFollower
-from shiftscope.fix.unroll import TRANSPOSED, Unroll
+from shiftscope.fix.unroll import Unroll, is_input_first
 
 __all__ = ["attach", "detach", "method_of", "scale_"]
 
@@ -138,7 +138,7 @@ def scale_(module: Any, factor: Tensor) -> None:
     bias = module.bias.clone() if offset else None
     if isinstance(weights[0], Constraint) and len(weights) == 1:
         weights[0].scale_(tuple(_originals(weights)), factor)
-    elif type(weights[0]).__name__ == "_WeightNorm" and not isinstance(module, TRANSPOSED):
+    elif type(weights[0]).__name__ == "_WeightNorm" and not is_input_first(module):
         g = weights.original0
         g.mul_(factor.to(g).reshape(-1, *[1] * (g.ndim - 1)))
     else:
@@ -191,7 +191,7 @@ def _attach_torch(module: Any, method: str, record: _Record) -> None:
     if method == "spectral_norm":
         parametrizations.spectral_norm(module, "weight")
     else:
-        parametrizations.weight_norm(module, "weight", dim=int(isinstance(module, TRANSPOSED)))
+        parametrizations.weight_norm(module, "weight", dim=int(is_input_first(module)))
     record.load_hooks = tuple(k for k in module._load_state_dict_pre_hooks if k not in hooks)
 
 

@@ -13,7 +13,7 @@ from shiftscope.fix.choose import Sites, choose
 from shiftscope.fix.constrain import METHODS, Change, constrain
 from shiftscope.fix.initialise import Rescaled, absorb_bias_, rescale_, standardize_
 from shiftscope.fix.preserving import preserve_means_
-from shiftscope.fix.unroll import LINEAR_MAPS
+from shiftscope.fix.unroll import is_linear_map
 from shiftscope.given import shown
 
 __all__ = ["FIXES", "Candidate", "candidate", "candidates_for"]
@@ -177,7 +177,7 @@ def _hashable(sites: Sites) -> Sites:
 
 def _with_bias(model: nn.Module, sites: Sites) -> set[str]:
     chosen = choose(model, sites)
-    kept = {p for p, m in chosen if isinstance(m, LINEAR_MAPS) and m.bias is not None}
+    kept = {p for p, m in chosen if is_linear_map(m) and m.bias is not None}
     if not kept:
         raise UsageError(
             "no chosen layer has a bias to absorb the mean", "Choose a constraint instead."

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from shiftscope.errors import UsageError
-from shiftscope.fix.unroll import LINEAR_MAPS
+from shiftscope.fix.unroll import is_linear_map
 from shiftscope.given import expect, shown
 
 __all__ = ["Sites", "called", "choose", "obstacle"]
@@ -55,7 +55,7 @@ def choose(model: nn.Module, sites: Sites = "*") -> list[tuple[str, nn.Module]]:
 
 def obstacle(model: nn.Module, module: nn.Module) -> str:
     """Say why the weight of a chosen module cannot be constrained; empty if it can."""
-    if not isinstance(module, LINEAR_MAPS):
+    if not is_linear_map(module):
         if isinstance(module, nn.MultiheadAttention):
             return "the fused in-projection is three maps in one tensor (out_proj is its own site)"
         return f"{called(module)} is neither nn.Linear nor a convolution"
@@ -103,7 +103,7 @@ def _carries(path: str, module: nn.Module) -> bool:
     """Own matrices, not vectors: norm layers are no linear maps between neurons."""
     if "parametrizations" in path.split("."):
         return False
-    return isinstance(module, LINEAR_MAPS) or any(
+    return is_linear_map(module) or any(
         isinstance(p, UninitializedParameter) or p.ndim > 1 for _, p in _own_weights(module)
     )
 

@@ -20,7 +20,7 @@ from shiftscope.fix.candidates import Candidate
 from shiftscope.fix.choose import obstacle
 from shiftscope.fix.constrain import METHODS
 from shiftscope.fix.prescription import GradientEffect, SiteEffect
-from shiftscope.fix.unroll import LINEAR_MAPS, Unroll
+from shiftscope.fix.unroll import Unroll, is_linear_map
 from shiftscope.record import SiteRecord
 from shiftscope.snapshot import Snapshot
 
@@ -93,7 +93,7 @@ def _changed_rows(
 ) -> tuple[Array, Array] | None:
     """Weights and bias of a layer under the fix, in float64, from its measured mean input."""
     facts = record.weights
-    if facts is None or not facts.mu.size or not isinstance(layer, LINEAR_MAPS):
+    if facts is None or not facts.mu.size or not is_linear_map(layer):
         return None
     trial: Any = copy.deepcopy(layer).double()
     bias = np.nan_to_num(facts.bias)

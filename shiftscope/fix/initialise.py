@@ -16,7 +16,7 @@ from shiftscope.fix.attach import method_of, scale_
 from shiftscope.fix.choose import Sites, called, choose
 from shiftscope.fix.factors import bias_of, neuron_factors, pooled_factor, refuse_dead
 from shiftscope.fix.means import neuron_rows
-from shiftscope.fix.unroll import LINEAR_MAPS, Unroll
+from shiftscope.fix.unroll import Unroll, is_linear_map
 
 __all__ = ["Rescaled", "absorb_bias_", "lsuv_", "rescale_", "standardize_"]
 
@@ -255,7 +255,7 @@ def _treat_all(
 
 def _obstacle(layer: nn.Module) -> str:
     """Why a layer cannot be treated; empty if it can."""
-    if not isinstance(layer, LINEAR_MAPS):
+    if not is_linear_map(layer):
         return f"{called(layer)} is neither nn.Linear nor a convolution"
     if any(p.is_complex() for p in layer.parameters()):
         return "complex weights: variances of complex numbers are not defined here"

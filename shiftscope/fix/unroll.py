@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
 from shiftscope.errors import UsageError
 
-__all__ = ["CONVOLUTIONS", "LINEAR_MAPS", "TRANSPOSED", "Unroll"]
+__all__ = ["CONVOLUTIONS", "TRANSPOSED", "Unroll", "is_input_first", "is_linear_map"]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-LINEAR_MAPS = (nn.Linear, *CONVOLUTIONS)
+_LINEAR_MAPS = (nn.Linear, *CONVOLUTIONS)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Unroll:
     Args:
         shape: Shape of the weight as the layer stores it.
         groups: Groups of the convolution; 1 for a linear layer.
-        transposed: Whether the layer is a transposed convolution.
+        transposed: Whether inputs come first in the weight, as in a transposed convolution.
     """
 
     shape: tuple[int, ...]
@@ -41,13 +42,13 @@ class Unroll:
         Raises:
             UsageError: The module is no linear map of a known kind.
         """
-        if not isinstance(module, LINEAR_MAPS):
+        if not is_linear_map(module):
             raise UsageError(
                 f"expected nn.Linear or a convolution, got {type(module).__name__}",
                 "Choose sites of these kinds.",
             )
-        groups = 1 if isinstance(module, nn.Linear) else module.groups
-        return cls(_stored_shape(module), groups, isinstance(module, TRANSPOSED))
+        groups = module.groups if isinstance(module, CONVOLUTIONS) else 1
+        return cls(_stored_shape(module), groups, is_input_first(module))
 
     @property
     def neurons(self) -> int:
@@ -79,10 +80,30 @@ class Unroll:
         return kernels.transpose(1, 2).reshape(self.shape).contiguous()
 
 
-def _stored_shape(module: nn.Linear | nn.modules.conv._ConvNd) -> tuple[int, ...]:
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether a module is a linear layer or a convolution whose layout is known."""
+    return isinstance(module, _LINEAR_MAPS) or _is_conv1d(module)
+
+
+def is_input_first(module: nn.Module) -> bool:
+    """Whether the weight of a linear map lies as ``(inputs, outputs, ...)``."""
+    return isinstance(module, TRANSPOSED) or _is_conv1d(module)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """The linear layer of Hugging Face's GPT-2, told by its name: the library stays unimported."""
+    return any(
+        kind.__name__ == "Conv1D" and kind.__module__.partition(".")[0] == "transformers"
+        for kind in type(module).__mro__
+    )
+
+
+def _stored_shape(module: Any) -> tuple[int, ...]:
     """The weight's shape from the layer's sizes: reading a parametrized weight may have effects."""
     if isinstance(module, nn.Linear):
         return (module.out_features, module.in_features)
+    if _is_conv1d(module):
+        return (module.nx, module.nf)
     first, second = module.out_channels, module.in_channels // module.groups
     if isinstance(module, TRANSPOSED):
         first, second = module.in_channels, module.out_channels // module.groups
