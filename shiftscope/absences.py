@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable
 
 __all__ = [
     *("NOT_CALLED", "NOT_NOW", "NO_GRADIENTS", "TRANSFORMED", "UNRECORDED"),
-    *("further_calls", "joined_gaps", "joined_notes", "no_rows"),
+    *("further_calls", "is_no_rows", "joined_gaps", "joined_notes", "no_rows"),
 ]
 
 NOT_CALLED = "not called"
@@ -33,6 +33,11 @@ Gap = tuple[str, str]
 def no_rows(calls: int) -> str:
     """The reason of a gap: a layer was called so often, with empty batches only."""
     return f"called {calls} time{_s(calls)}, always with no rows (empty batches)"
+
+
+def is_no_rows(reason: str) -> bool:
+    """Whether the reason of a gap is that all calls were empty."""
+    return _NO_ROWS.match(reason) is not None
 
 
 def further_calls(calls: int) -> str:

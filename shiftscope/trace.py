@@ -209,6 +209,15 @@ class Trace:
         recorded = max((window.last for window in self.windows), default=-1) + 1
         return max(recorded, self.steps_done)
 
+    def rewind(self, step: int) -> None:
+        """Forget the windows that reach a step or lie behind it: the run goes on from there.
+
+        Args:
+            step: Number of the step that is to be made next.
+        """
+        self.windows = [window for window in self.windows if window.last < step]
+        self.steps_done = min(self.steps_done, step)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one ``.npz`` file without pickles, whole or not at all.
 

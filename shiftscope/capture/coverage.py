@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from shiftscope.absences import NO_GRADIENTS, NOT_CALLED, NOT_NOW, no_rows
+from shiftscope.absences import NO_GRADIENTS, NOT_CALLED, NOT_NOW, is_no_rows, no_rows
 from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder
@@ -77,6 +77,8 @@ def nothing_measured(
     """
     if found:
         remedy = "call eager modules on plain tensors; what no hook can see cannot be measured"
+        if all(is_no_rows(reason) for _, reason in found):
+            remedy = "nothing, if batches may be empty; steps with rows are measured"
         if any(reason.startswith("fused") for _, reason in found):
             remedy = "ss.analyze runs fused layers as their parts: measure a checkpoint of the run"
         return MeasureError(

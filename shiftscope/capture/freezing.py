@@ -56,7 +56,10 @@ def _freeze(
             "(no_grad, frozen, or inside a custom function or a checkpoint)"
         ] = None
     if state.repeated:
-        notes[f"{state.repeated} calls were part of more than one backward pass"] = None
+        notes[
+            f"{state.repeated} calls were part of more than one backward pass: gradients are those "
+            "of each by itself, not of their sum"
+        ] = None
     if facts is None and state.weight is not None:
         notes["the weights could not be read"] = None
     if state.shares != state.shares_due:

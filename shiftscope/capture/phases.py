@@ -155,15 +155,21 @@ class Phases:
             self.overflows += 1
             self.discard()
 
-    def find_scaler(self) -> None:
-        """From the first step on that a scaler makes, gradients are divided by its scale."""
+    def find_scaler(self) -> bool:
+        """From the first step on that a scaler makes, gradients are divided by its scale.
+
+        Returns:
+            Whether the step under way was given up for that.
+        """
         if not self.scale.found():
-            return
+            return False
         for recorder in self.recorders.values():
             recorder.scaler = self.scale.scaler
         window = self.windows.get("train")
-        if window is not None and window.forwards > 1:
-            self.discard()  # perhaps of steps that overflowed, before it was known
+        if window is None or window.forwards < 2:
+            return False
+        self.discard()  # perhaps of steps that overflowed, before it was known
+        return True
 
     def discard(self) -> None:
         """Forget the training step under way."""

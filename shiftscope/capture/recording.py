@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from shiftscope.absences import no_rows
+from shiftscope.capture import distributed
 from shiftscope.capture.belonging import kept, note_bypassed
 from shiftscope.capture.boundary_moves import BoundaryTracker
 from shiftscope.capture.conditions import is_capturing
@@ -32,6 +34,10 @@ _FIRST_ALONE = (
     " recorded is the first time"
 )
 
+_DROPPED = (
+    "no gradient of earlier passes of the step was kept in .grad when a later one began "
+    "(zero_grad, a backward that raised, autograd.grad): all passes are counted"
+)
 _BOTH = "a step that raised was made again: passes of both tries are counted"
 
 
@@ -72,7 +78,7 @@ class Recording:
         self._trace, self._patterns, self._boundaries = trace, patterns, boundaries
         self.lock = threading.RLock()
         self.obstacles: list[tuple[str, str]] = []
-        self.done = self._recorded = False
+        self.done = self._recorded = self._given_up = False
         self._forced: str | None = None
         self._evaluated = -1
         self._trained = "train"
@@ -108,7 +114,7 @@ class Recording:
         if self.attachment is not None:
             self.attachment.settle()
         with self.lock:
-            self._phases.find_scaler()
+            self._given_up = self._phases.find_scaler()
             if self.attachment is not None:
                 note_bypassed(self._trace, self._phases.forwards, self.attachment)
             if self._phases.complete(self._schedule.steps):
@@ -128,7 +134,8 @@ class Recording:
             self._boundaries.step(self._schedule.steps)
         if recorded and not stays:
             self._leave()
-        if self._schedule.leave(recorded):
+        given_up, self._given_up = self._given_up, False
+        if self._schedule.leave(recorded, not given_up):
             self._attach()
             if self._boundaries is not None and not recorded:
                 self._boundaries.mark()  # weights change at the end of a step only
@@ -199,6 +206,9 @@ class Recording:
             if self.attachment is None or not self.attachment.attached:
                 last.callback(self._leave)
             last.callback(self._schedule.pause)
+            if phase == self._trained:  # trained in evaluation mode: a window of its own
+                self._close_phase(phase)
+                last.callback(self._close_phase, phase)
             last.callback(self._phases.end_step, self._schedule.steps, phase)
             last.callback(setattr, self, "_forced", before)
             self._forced, self._evaluated = phase, self._schedule.steps
@@ -218,7 +228,16 @@ class Recording:
             phase = self._forced or self._phase()
             if phase == "eval" and self._forced is None and not self._admit():
                 return None
+            if phase == "train" and self._phases.waits(phase) and self._gradients_are_gone(phase):
+                self._notes[_DROPPED] = None
             return self._phases.begin(phase, self._schedule.steps)
+
+    def _gradients_are_gone(self, phase: str) -> bool:
+        """Whether gradients came back to passes of the step to come, and none of them is kept."""
+        model, recorder = self._model(), self._phases.recorders[phase]
+        if model is None or distributed.world_size() > 1 or not recorder.has_gradients:
+            return False
+        return all(weight.grad is None for weight in model.parameters())
 
     def _admit(self) -> bool:
         """One more evaluation pass: whether it is recorded; under a budget the first of a step.
@@ -255,11 +274,22 @@ class Recording:
     def _close_windows(self) -> None:
         """Freeze all windows."""
         for phase in list(self._phases.windows):
-            window = self._phases.windows.pop(phase)
-            recorder, attachment = self._phases.recorders.get(phase), self.attachment
-            if window.steps and recorder is not None and attachment is not None:
-                self._close(phase, window, recorder, attachment)
-                recorder.restart()
+            self._freeze(phase)
+
+    def _close_phase(self, phase: str) -> None:
+        """Close the window of one phase, unless passes of the step to come were recorded in it."""
+        with self.lock:
+            window = self._phases.windows.get(phase)
+            if window is not None and not window.forwards:
+                self._freeze(phase)
+                self._publish()
+
+    def _freeze(self, phase: str) -> None:
+        window = self._phases.windows.pop(phase)
+        recorder, attachment = self._phases.recorders.get(phase), self.attachment
+        if window.steps and recorder is not None and attachment is not None:
+            self._close(phase, window, recorder, attachment)
+            recorder.restart()
 
     def _close(
         self, phase: str, window: OpenWindow, recorder: LeanRecorder, attachment: Attachment
@@ -271,7 +301,7 @@ class Recording:
             {"overflow_steps": overflows, "schedule": schedule.summary()},
             lambda records: kept(
                 *(records, self._patterns, phase, self._trace, schedule.start),
-                () if records else obstacles(attachment),
+                () if records else _unmeasured(attachment, recorder),
             ),
         )
         if made is not None:
@@ -298,3 +328,9 @@ class Recording:
         """What nobody holds any more leaves nothing behind."""
         if getattr(self, "attachment", None) is not None:
             self._leave()
+
+
+def _unmeasured(attachment: Attachment, recorder: LeanRecorder) -> list[tuple[str, str]]:
+    """What ran and could not be measured, where nothing was."""
+    empty = [(site, no_rows(calls.calls)) for site, calls in recorder.empty_calls.items()]
+    return obstacles(attachment) or empty

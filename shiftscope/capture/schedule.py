@@ -74,17 +74,18 @@ class Schedule:
         """A step has ended, and the work between steps begins."""
         self._entered = self.clock()
 
-    def leave(self, recorded: bool) -> bool:
+    def leave(self, recorded: bool, kept: bool = True) -> bool:
         """The work between steps has ended.
 
         Args:
             recorded: Whether the step that ended was recorded.
+            kept: Whether anything of it was kept.
 
         Returns:
             Whether the next one is to be recorded.
         """
         self.steps += 1
-        self.recorded += recorded
+        self.recorded += recorded and kept
         now = self.clock()
         if recorded and not self._bare:
             self._borrow(self._own + now - self._entered)

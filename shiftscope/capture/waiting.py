@@ -15,6 +15,7 @@ from shiftscope.capture.site_state import SiteState
 
 __all__ = ["Mark", "Waiting"]
 
+_ARRIVALS = ("arrived", "due", "shared", "repeated")
 _LEFT_OUT = "forward passes that raised are left out"
 _COUNTED = (
     "a forward pass that raised is counted as far as it came: other threads ran the model "
@@ -66,6 +67,11 @@ class Waiting(Recorder):
         """Keep a reading for the end of the step, unless it is None."""
         if reading is not None:
             self._pending.append((slot, reading))
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether gradients came back to any of the calls."""
+        return any(what in _ARRIVALS for _, what, _ in self._events)
 
     @property
     def _lists(self) -> tuple[list[Any], ...]:

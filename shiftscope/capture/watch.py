@@ -71,7 +71,8 @@ def watch(
             those of 100 training steps, and ten at least.
         seed: Seed of the row sample.
         resume: The trace of an earlier part of this run, or its file; steps go on where it ended.
-        start: Number of the first step, where it is neither 0 nor where the trace ended.
+        start: Number of the first step, where it is neither 0 nor where the trace ended; windows
+            from there on are made anew.
         boundaries: Pattern or patterns of the layers whose activation boundaries are followed
             over each recorded step (``probe.boundaries``); None for none.
 
@@ -140,6 +141,8 @@ class Probe:
         check(model, optimizer, rows, scaler, window, start)
         inner = unwrapped(model)
         self.trace = resumed(resume, inner)
+        if start is not None:
+            self.trace.rewind(start)
         self.boundaries = None
         if boundaries is not None:
             self.boundaries = BoundaryTracker(inner, patterns("boundaries", boundaries))
@@ -183,6 +186,8 @@ class Probe:
             UsageError: The phase is no name, or the probe is detached.
         """
         expect("phase", phase, str, remedy='give "eval", "train" or a name of your own')
+        if not phase.strip():
+            raise UsageError("the phase has no name", 'give "eval", "train" or a name of your own')
         if self._recording.done:
             raise UsageError(
                 "the probe is detached: nothing is recorded any more",
@@ -235,6 +240,21 @@ class Probe:
     def overhead(self) -> dict[str, Any]:
         """The accounts of the schedule: steps seen and recorded, measured share of the time."""
         return self._schedule.summary()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Probe:
+        """Itself: a copy of a model that holds its probe goes on unwatched."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            "a probe watches a model of this process and cannot be pickled",
+            "save what it measured, by probe.trace.save(...), and keep the probe out of the model",
+        )
 
     def __enter__(self) -> Probe:
         """Watching began with the probe."""
