@@ -38,6 +38,10 @@ _DROPPED = (
     "no gradient of earlier passes of the step was kept in .grad when a later one began "
     "(zero_grad, a backward that raised, autograd.grad): all passes are counted"
 )
+_NO_STEP = (
+    "the optimizer that is watched made no step: these are all passes so far; give ss.watch the "
+    "optimizer whose step() the loop calls"
+)
 _BOTH = "a step that raised was made again: passes of both tries are counted"
 
 
@@ -89,6 +93,7 @@ class Recording:
             model, LeanRecorder(settings), choose=weakly(self._choose)
         )
         self.steps = Steps(optimizer, self)
+        self._counted = self.steps.counted  # also when it is no longer listened to
         if schedule.first():
             self._attach()
 
@@ -259,6 +264,9 @@ class Recording:
         """Close all windows, whatever step is under way."""
         with self.lock:
             self._phases.set_overflow_apart()
+            stepless = self._counted and self._schedule.steps == self._schedule.start
+            if stepless and self._phases.forwards > 1:
+                self._notes[_NO_STEP] = None
             self._merge_step()
             self._close_windows()
             self._publish()

@@ -141,6 +141,17 @@ def test_a_step_without_rows_says_so() -> None:
     assert "may be empty" in remedy
 
 
+def test_an_optimizer_that_never_steps_is_told() -> None:
+    model, optimizer = started()
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ss.watch(model, optimizer) as probe:
+        for _ in range(5):
+            other.zero_grad(set_to_none=False)
+            back(model)
+            other.step()
+    assert "made no step" in notes(probe.trace)[0]
+
+
 @pytest.mark.parametrize("phase", ["", "  "])
 def test_a_phase_without_a_name_is_refused(phase: str) -> None:
     with (
