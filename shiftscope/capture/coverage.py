@@ -14,7 +14,6 @@ from shiftscope.capture.preserve import preserved
 from shiftscope.capture.probe import Attachment
 from shiftscope.capture.recorder import Recorder
 from shiftscope.capture.site_state import EmptyCalls, SiteState
-from shiftscope.capture.sites import Names, clean_path
 from shiftscope.errors import MeasureError
 
 __all__ = ["coverage", "forward_flops", "missing", "nothing_measured", "obstacles"]
@@ -238,8 +237,3 @@ def _flops(state: SiteState) -> float:
     transposed = "transpose" in state.info.op
     rows = state.seen.get("a" if transposed else "z", 0)
     return 2.0 * rows * state.info.neurons * state.info.fan_in
-
-
-def names_of(model: nn.Module) -> list[str]:
-    """Clean module paths of a model, in its own order."""
-    return [clean_path(path) for path in Names(model).paths.values()]
